@@ -1,0 +1,19 @@
+"""Shared fixtures: the test data beside the project, and the default body."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder with motion capture, detector weights and real clips (``HMR_PROB_TEST_DATA``); skips where absent."""
+    folder = Path(os.environ.get("HMR_PROB_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set HMR_PROB_TEST_DATA to the folder with mocap/, models/ and real/")
+    return folder
