@@ -1,0 +1,1 @@
+"""The offline half: data, flows, losses, metrics, training and export. Needs the ``[train]`` extra (torch)."""
