@@ -1,0 +1,284 @@
+"""The models: shapes, gradients, consistency, the closed-form translation against a solver, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("nflows")
+
+from hmr_prob_ros.training.body import TorchBody  # noqa: E402
+from hmr_prob_ros.training.graph import OUTPUTS, PosteriorGraph  # noqa: E402
+from hmr_prob_ros.training.models import (  # noqa: E402
+    CheckpointError,
+    FlowConfig,
+    FlowPosterior,
+    Regressor,
+    RegressorConfig,
+    TranslationFit,
+    build_model,
+    load_checkpoint,
+    save_checkpoint,
+)
+from hmr_prob_ros.training.models.encoder import CameraGuess  # noqa: E402
+from hmr_prob_ros.training.rotations import axis_angle_to_matrix, matrix_to_rotation6d  # noqa: E402
+
+SMALL = FlowConfig(hidden=32, couplings=2, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16)
+
+
+@pytest.fixture(scope="module")
+def body() -> TorchBody:
+    return TorchBody(mesh=False)
+
+
+def _poses(count: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return matrix_to_rotation6d(axis_angle_to_matrix(0.3 * torch.randn(count, 24, 3, generator=random))).flatten(1)
+
+
+def _flow(body: TorchBody, **changes) -> FlowPosterior:
+    torch.manual_seed(0)
+    model = FlowPosterior(FlowConfig(**{**SMALL.__dict__, **changes}), body)
+    model.fit_statistics(_poses(200))
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if key.endswith("last.weight"):
+                value.normal_(0, 0.05)
+    return model
+
+
+def _inputs(model: FlowPosterior, persons: int = 3, count: int = 20) -> tuple[torch.Tensor, ...]:
+    """Keypoints of bodies that the model itself draws, so that they are people."""
+    random = torch.Generator().manual_seed(1)
+    box = torch.tensor([[0.1, -0.2, 0.6], [-0.4, 0.1, 0.3], [0.0, 0.0, 1.1]])[:persons]
+    latents = torch.randn(persons, count, model.latent_size, generator=random)
+    latents[:, 0] = 0
+    keypoints = torch.zeros(persons, 23, 3)
+    with torch.no_grad():
+        points = model(keypoints, box, latents[:, 1:2])["sample_keypoints"][:, 0]
+    keypoints[..., :2] = (points[..., :2] / points[..., 2:] - box[:, None, :2]) / (box[:, None, 2:] / 2)
+    keypoints[..., 2] = torch.rand(persons, 23, generator=random)
+    keypoints[:, 17:] = 0
+    return keypoints, box, latents
+
+
+@pytest.mark.parametrize(("sample_shape", "sample_translation"), [(False, False), (True, False), (True, True)])
+def test_flow_posterior(body: TorchBody, sample_shape: bool, sample_translation: bool) -> None:
+    model = _flow(body, sample_shape=sample_shape, sample_translation=sample_translation)
+    assert model.latent_size == 144 + 10 * sample_shape + 3 * sample_translation
+    keypoints, box, latents = _inputs(model)
+    out = model(keypoints, box, latents)
+    shapes = {
+        "joints": (24, 3),
+        "keypoints": (23, 3),
+        "log_density": (),
+        "rotations": (24, 3, 3),
+        "betas": (10,),
+        "translation": (3,),
+        "pose6d": (144,),
+    }
+    assert {key: tuple(value.shape) for key, value in out.items()} == {
+        "sample_" + key: (3, 20, *shape) for key, shape in shapes.items()
+    }
+    condition = model.condition(keypoints, box)
+    log_prob = model.log_prob(out["sample_pose6d"], condition)
+    np.testing.assert_allclose(log_prob.detach(), out["sample_log_density"].detach(), rtol=1e-4, atol=1e-2)
+    # What comes out is the body of what comes out.
+    joints, surface = body(out["sample_rotations"], out["sample_betas"], out["sample_translation"])
+    np.testing.assert_allclose(joints.detach(), out["sample_joints"].detach(), atol=1e-5)
+    np.testing.assert_allclose(surface.detach(), out["sample_keypoints"].detach(), atol=1e-5)
+    spread = out["sample_betas"].std(1).max()
+    assert (spread > 0.01) if sample_shape else (spread == 0)
+
+    shape, camera = model.guesses(condition)
+    loss = out["sample_joints"].square().mean() - model.log_prob(_poses(3)[:, None], condition).mean()
+    pelvis = torch.tensor([[0.1, 0.2, 3.0]] * 3)
+    loss = loss + shape.nll(torch.zeros(3, 10)).mean() + camera.nll(box, pelvis).mean()
+    loss = loss + model.translation_fit.nll(surface[:, 0] - joints[:, 0, :1], keypoints, box, camera, pelvis).mean()
+    loss.backward()
+    for key, value in model.named_parameters():
+        assert value.grad is not None, key
+        assert torch.isfinite(value.grad).all(), key
+        assert value.grad.abs().sum() > 0, key
+
+
+def test_the_fitted_translation_explains_the_keypoints_better(body: TorchBody) -> None:
+    model = _flow(body)
+    keypoints, box, latents = _inputs(model)
+    keypoints[..., :2] = 0.7 * keypoints[..., :2] + 0.2  # farther away and aside of what the untrained heads guess
+
+    @torch.no_grad()
+    def misfit(refine: bool) -> float:
+        other = _flow(body, refine_translation=refine)
+        points = other(keypoints, box, latents)["sample_keypoints"]
+        rays = box[:, None, :2] + keypoints[..., :2] * box[:, None, 2:] / 2
+        gap = (points[..., :2] / points[..., 2:] - rays[:, None]) / box[:, None, None, 2:]
+        return float((gap.norm(dim=-1) * keypoints[:, None, :, 2]).mean())
+
+    assert misfit(True) < 0.8 * misfit(False)
+
+
+def test_without_keypoints_the_translation_is_the_heads(body: TorchBody) -> None:
+    model = _flow(body)
+    box = torch.tensor([[0.1, -0.2, 0.6]])
+    out = model(torch.zeros(1, 23, 3), box, torch.randn(1, 4, 144))
+    _, translation = model.heads(model.condition(torch.zeros(1, 23, 3), box), box)
+    np.testing.assert_allclose(out["sample_translation"].detach(), translation.detach().expand(1, 4, 3), atol=1e-5)
+
+
+def test_translation_fit_against_a_solver() -> None:
+    """The closed form is the minimum of the weighted squares that its docstring writes."""
+    random = np.random.default_rng(0)
+    fit = TranslationFit().double()
+    pelvis = np.array([0.4, -0.1, 3.0])
+    box = np.array([0.12, -0.02, 0.7])
+    relative = random.normal(0, 0.3, (23, 3))
+    points = relative + pelvis + random.normal(0, 0.03, (23, 3))
+    rays = points[:, :2] / points[:, 2:]
+    confidence = random.uniform(0, 1, 23)
+    keypoints = np.concatenate([(rays - box[:2]) / (box[2] / 2), confidence[:, None]], axis=1)
+    guess = CameraGuess(
+        torch.tensor([[0.1, -0.05]]).double(), torch.tensor([0.8]).double(), torch.tensor([[-2.0, -1.5]]).double()
+    )
+    with torch.no_grad():
+        result = fit(
+            torch.from_numpy(relative)[None, None],
+            torch.from_numpy(keypoints)[None],
+            torch.from_numpy(box)[None],
+            guess,
+        )[0, 0].numpy()
+        start = guess.pelvis(torch.from_numpy(box)[None])[0].numpy()
+
+    log_weight, log_sigma = fit.log_weight.detach().numpy(), float(fit.log_sigma.detach())
+    rows, values = [], []
+    for i in range(23):
+        root = confidence[i] * np.exp(0.5 * log_weight[i] - log_sigma)
+        for axis in range(2):
+            row = np.zeros(3)
+            row[axis], row[2] = 1, -rays[i, axis]
+            rows.append(root * row)
+            values.append(root * (rays[i, axis] * relative[i, 2] - relative[i, axis]))
+    for axis in range(2):
+        row = np.zeros(3)
+        row[axis], row[2] = 1, -start[axis] / start[2]
+        rows.append(np.exp(2.0) * row)
+        values.append(0.0)
+    stiff = box[2] / 2 * np.exp(1.5)
+    rows.append(np.array([0, 0, stiff]))
+    values.append(stiff * start[2])
+    expected = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0]
+    np.testing.assert_allclose(result, expected, atol=1e-9)
+
+    # What latents draw has the covariance of a least-squares estimate, (A^T A)^-1, at the scale of the residuals, and
+    # `nll` is that Gaussian's.
+    with torch.no_grad():
+        arguments = (torch.from_numpy(keypoints)[None], torch.from_numpy(box)[None], guess)
+        same = torch.from_numpy(relative).expand(1, 3, 23, 3)
+        jacobian = (fit(same, *arguments, torch.eye(3).double()[None])[0].numpy() - result).T
+        nll = float(fit.nll(torch.from_numpy(relative)[None], *arguments, torch.from_numpy(pelvis)[None]))
+    design = np.array(rows) / (box[2] / 2 * start[2])
+    covariance = np.linalg.inv(design.T @ design)
+    np.testing.assert_allclose(jacobian @ jacobian.T, covariance, atol=1e-12)
+    gaussian = torch.distributions.MultivariateNormal(torch.from_numpy(expected), torch.from_numpy(covariance))
+    wanted = -float(gaussian.log_prob(torch.from_numpy(pelvis))) - 1.5 * np.log(2 * np.pi)
+    assert nll == pytest.approx(wanted, abs=1e-9)
+    assert np.linalg.norm(result - pelvis) < np.linalg.norm(start - pelvis)
+
+
+def test_camera_guess_undoes_its_own_nll() -> None:
+    box = torch.tensor([[0.3, -0.1, 0.5]], dtype=torch.float64)
+    guess = CameraGuess(torch.tensor([[0.2, -0.4]]).double(), torch.tensor([0.3]).double(), torch.zeros(1, 2).double())
+    pelvis = guess.pelvis(box).requires_grad_()
+    value = guess.nll(box, pelvis)
+    assert float(value.detach()) == pytest.approx(0, abs=1e-12)  # the pelvis it gives is its most likely one
+    value.backward()
+    np.testing.assert_allclose(pelvis.grad, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sample_shape": True}, {"sample_shape": True, "sample_translation": True}, {"refine_translation": False}],
+)
+def test_the_graph_layout_gives_the_models_numbers(body: TorchBody, changes: dict) -> None:
+    model = _flow(body, **changes).eval()
+    keypoints, box, latents = _inputs(model)
+    with torch.no_grad():
+        expected = model(keypoints, box, latents)
+        given = dict(zip(OUTPUTS, PosteriorGraph(model, 4)(keypoints, box, latents), strict=True))
+    for name, value in expected.items():
+        if name in given:
+            np.testing.assert_allclose(given[name], value, atol=5e-5, rtol=1e-5, err_msg=name)
+
+
+def test_regressor(body: TorchBody) -> None:
+    torch.manual_seed(0)
+    model = Regressor(RegressorConfig(hidden=32, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16), body)
+    model.fit_statistics(_poses(100))
+    keypoints, box, _ = _inputs(_flow(body))
+    pose6d, betas, translation = model(keypoints, box)
+    assert (pose6d.shape, betas.shape, translation.shape) == ((3, 144), (3, 10), (3, 3))
+    _, camera = model.guesses(model.condition(keypoints, box))
+    fit = model.translation_fit.nll(torch.zeros(3, 23, 3), keypoints, box, camera, translation.detach() + 0.1)
+    (pose6d.square().mean() + betas.square().mean() + translation.square().mean() + fit.mean()).backward()
+    for key, value in model.named_parameters():
+        assert value.grad is not None, key
+        assert value.grad.abs().sum() > 0, key
+
+
+def test_checkpoint_round_trip(body: TorchBody, tmp_path: Path) -> None:
+    model = _flow(body).eval()
+    path = tmp_path / "runs" / "model.pt"
+    save_checkpoint(path, model, {"steps": 3, "takes": ["a"]})
+    other, meta = load_checkpoint(path, body)
+    assert meta == {"steps": 3, "takes": ["a"]}
+    assert other.config == model.config
+    assert not other.training
+    inputs = _inputs(model)
+    np.testing.assert_array_equal(other(*inputs)["sample_joints"].detach(), model(*inputs)["sample_joints"].detach())
+    assert not [key for key in torch.load(path, weights_only=True)["state"] if "body" in key]
+
+
+def _damage(path: Path, kind: str) -> None:
+    data = torch.load(path, weights_only=True)
+    if kind == "absent":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif kind == "misfit":
+        torch.save({**data, "config": {**data["config"], "couplings": 3}}, path)
+    elif kind == "width":
+        torch.save({**data, "config": {**data["config"], "hidden": 16}}, path)
+    elif kind == "model":
+        torch.save({**data, "config": {**data["config"], "model": "gan"}}, path)
+    else:
+        torch.save({**data, "config": {**data["config"], "colour": 1}}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("absent", "hmr-prob train"),
+        ("truncated", "cannot be read"),
+        ("foreign", "lacks config, state, meta"),
+        ("misfit", "does not fit"),
+        ("width", "does not fit"),
+        ("model", "unknown model 'gan'"),
+        ("field", "no field colour"),
+    ],
+)
+def test_checkpoint_errors(body: TorchBody, tmp_path: Path, kind: str, text: str) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, _flow(body))
+    _damage(path, kind)
+    with pytest.raises(CheckpointError, match=text):
+        load_checkpoint(path, body)
+
+
+def test_build_model_knows_its_methods(body: TorchBody) -> None:
+    assert isinstance(build_model({"model": "flow", "hidden": 8, "couplings": 1}, body), FlowPosterior)
+    assert isinstance(build_model({"model": "regressor", "hidden": 8}, body), Regressor)
