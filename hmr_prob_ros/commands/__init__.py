@@ -1,0 +1,112 @@
+"""The subcommands of ``hmr-prob``: each module has ``add_arguments(parser)`` and ``run(arguments) -> exit code``."""
+
+from __future__ import annotations
+
+__all__ = ["CommandError", "add_estimator_arguments", "check_modes", "make_estimator", "positive", "write_json"]
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..estimator import Estimator
+
+
+class CommandError(Exception):
+    """What was asked cannot be done; printed as one line on stderr, exit code 2."""
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that :func:`make_estimator` reads."""
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the shipped one)")
+    parser.add_argument(
+        "--detector", default="mediapipe", help="2D detector: mediapipe or rtmlib (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--detector-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the detector, may be repeated (values are read as YAML)",
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=100, metavar="N", help="bodies drawn per person (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--modes", type=positive, default=10, metavar="n", help="weighted bodies kept (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the engine, 0 for its own choice (default: %(default)s)"
+    )
+
+
+def check_modes(arguments: argparse.Namespace) -> None:
+    """Raise CommandError where more modes than samples are asked for."""
+    if arguments.modes > arguments.samples:
+        raise CommandError(
+            f"--modes {arguments.modes} cannot be made from --samples {arguments.samples}: "
+            f"lower --modes to {arguments.samples} or raise --samples to {arguments.modes}"
+        )
+
+
+def make_estimator(arguments: argparse.Namespace, **more: Any) -> Estimator:
+    """The estimator that the arguments of :func:`add_estimator_arguments` ask for.
+
+    Raises:
+        CommandError: samples, modes or a detector option do not fit.
+    """
+    import yaml
+
+    from ..bundle import Bundle
+    from ..detectors import make_detector
+    from ..estimator import Estimator
+
+    check_modes(arguments)
+    options: dict[str, Any] = {}
+    for text in arguments.detector_option:
+        name, found, value = text.partition("=")
+        if not found or not name:
+            raise CommandError(f"--detector-option {text!r} is not NAME=VALUE")
+        options[name] = yaml.safe_load(value)
+    bundle = Bundle.load(arguments.bundle)  # before the detector: it loads faster and fails more often
+    detector = make_detector(arguments.detector, **options)
+    return Estimator(
+        bundle,
+        detector,
+        samples=arguments.samples,
+        modes=arguments.modes,
+        seed=arguments.seed,
+        threads=arguments.threads,
+        **more,
+    )
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write ``value`` to a file, or to stdout for ``-``.
+
+    Raises:
+        CommandError: the file cannot be written.
+    """
+    text = json.dumps(value, indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}") from error
