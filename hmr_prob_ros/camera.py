@@ -67,7 +67,9 @@ class Camera:
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
         if not all(math.isfinite(v) for v in numbers):
-            raise CameraError(f"the camera intrinsics hold a number that is not finite: {numbers}; calibrate the camera again")
+            raise CameraError(
+                f"the camera intrinsics hold a number that is not finite: {numbers}; calibrate the camera again"
+            )
         if self.fx <= 0 or self.fy <= 0:
             raise CameraError(
                 f"the camera has no focal length (fx={self.fx}, fy={self.fy}): calibrate it, give a camera_info yaml, "
@@ -131,7 +133,15 @@ class Camera:
         """The same camera after its image was resized to ``width`` x ``height``."""
         sx, sy = width / self.width, height / self.height
         return Camera(
-            width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, self.distortion, self.model, self.guessed
+            width,
+            height,
+            self.fx * sx,
+            self.fy * sy,
+            self.cx * sx,
+            self.cy * sy,
+            self.distortion,
+            self.model,
+            self.guessed,
         )
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
@@ -210,7 +220,11 @@ def condition(keypoints: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.nda
         in ray units; or None when too little is seen to place a crop.
     """
     pixels, confidence = keypoints[:, :2], np.clip(keypoints[:, 2], 0.0, 1.0)
-    inside = np.isfinite(pixels).all(axis=1) & (pixels >= 0).all(axis=1) & (pixels < (camera.width, camera.height)).all(axis=1)
+    inside = (
+        np.isfinite(pixels).all(axis=1)
+        & (pixels >= 0).all(axis=1)
+        & (pixels < (camera.width, camera.height)).all(axis=1)
+    )
     confidence = np.where(inside, confidence, 0.0)
     rays = camera.rays(np.where(inside[:, None], pixels, (camera.cx, camera.cy)))
     crop = crop_from_keypoints(rays, confidence)

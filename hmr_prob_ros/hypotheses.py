@@ -19,7 +19,10 @@ class HypothesisError(ValueError):
 def _check(name: str, array: np.ndarray, shape: tuple[int | str, ...], sizes: dict[str, int]) -> np.ndarray:
     """``array`` as float32 of the shape asked for; letters in the shape stand for sizes that must agree."""
     array = np.asarray(array, dtype=np.float32)
-    wanted = tuple(sizes.setdefault(s, array.shape[i] if i < array.ndim else -1) if isinstance(s, str) else s for i, s in enumerate(shape))
+    wanted = tuple(
+        sizes.setdefault(s, array.shape[i] if i < array.ndim else -1) if isinstance(s, str) else s
+        for i, s in enumerate(shape)
+    )
     if array.shape != wanted:
         raise HypothesisError(f"{name} has shape {array.shape}, but it must be {shape} with {sizes}")
     if not np.isfinite(array).all():

@@ -2,13 +2,16 @@
 
     python -m hmr_prob_ros.training.contact_sheet --mocap path/to/mocap --output sheet.png
     python -m hmr_prob_ros.training.contact_sheet --pool pool.npz --kind sitting --output sitting.png
+    python -m hmr_prob_ros.training.contact_sheet --set biggs.npz --output samples.png
+
+The last draws samples of a bundle's posterior beside the true bodies of a set.
 
 Left limbs are drawn blue, right limbs orange, the trunk grey, so that a swap of sides is seen at a glance.
 """
 
 from __future__ import annotations
 
-__all__ = ["contact_sheet", "draw_mesh", "draw_skeleton", "main"]
+__all__ = ["contact_sheet", "draw_mesh", "draw_skeleton", "main", "posterior_sheet"]
 
 import argparse
 from collections.abc import Sequence
@@ -18,6 +21,10 @@ import cv2
 import numpy as np
 
 from hmr_prob_ros.body import Body
+from hmr_prob_ros.bundle import Bundle
+from hmr_prob_ros.camera import condition
+from hmr_prob_ros.engines import make_engine
+from hmr_prob_ros.setfile import PoseSet
 from hmr_prob_ros.skeleton import BONES, JOINT_NAMES
 
 from .data.rotations import axis_angle_to_matrix
@@ -162,19 +169,56 @@ def contact_sheet(
     return sheet
 
 
+def posterior_sheet(
+    data: PoseSet, path: str | Path, bundle: str | Path | None = None, count: int = 6, samples: int = 6, seed: int = 0
+) -> np.ndarray:
+    """One row for each of ``count`` examples of a set: the true body (where known), the mode and random samples of
+    the bundle's posterior, as the camera sees them and from their side. Writes and returns the sheet, (H, W, 3) RGB."""
+    loaded = Bundle.load(bundle)
+    engine = make_engine("onnxruntime", loaded.model_path)
+    rng = np.random.default_rng(seed)
+    bodies, betas, titles = [], [], []
+    for i in np.sort(rng.choice(len(data), size=min(count, len(data)), replace=False)):
+        seen = condition(data.keypoints[i], data.camera(i))
+        if seen is None:
+            continue
+        latents = rng.standard_normal((1, max(samples + 1, loaded.num_modes), loaded.latent_size), dtype=np.float32)
+        latents[:, 0] = 0
+        inputs = {"keypoints": seen[0][None], "box": seen[1][None], "latents": latents}
+        out = engine.run(inputs, ["sample_rotations", "sample_betas"])
+        points = int((data.keypoints[i, :, 2] >= 0.3).sum())
+        if data.rotations is not None and data.betas is not None:
+            bodies.append(data.rotations[i])
+            betas.append(data.betas[i])
+            titles.append(f"{i} truth, {points} points seen")
+        bodies += list(out["sample_rotations"][0, : samples + 1])
+        betas += list(out["sample_betas"][0, : samples + 1])
+        titles += [f"{i} mode"] + [f"{i} sample {k + 1}" for k in range(samples)]
+    columns = len(titles) // max(len({t.split()[0] for t in titles}), 1)
+    return contact_sheet(np.stack(bodies), path, titles, columns=columns, up="-y", betas=np.stack(betas))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="contact_sheet", description="Draw training poses as a contact sheet.")
+    parser = argparse.ArgumentParser(
+        prog="contact_sheet", description="Draw training poses, or samples of a posterior."
+    )
     parser.add_argument("--mocap", nargs="*", default=[], help="motion capture: folders, archives, files")
     parser.add_argument("--cache", help="npz cache of the motion capture (made if absent)")
     parser.add_argument("--split", default="train", choices=("train", "validation", "test"))
     parser.add_argument("--pool", help="npz pool of widened poses to draw instead")
+    parser.add_argument("--set", help="npz set of `hmr-prob make-set`: draw the posterior of its examples instead")
+    parser.add_argument("--bundle", help="model bundle for --set (default: the shipped one)")
     parser.add_argument("--kind", help="only poses of this source or kind")
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--body", help="body file (default: the one of this package)")
     parser.add_argument("--output", required=True)
     options = parser.parse_args(arguments)
+    if options.set:
+        posterior_sheet(PoseSet.load(options.set), options.output, options.bundle, options.count, seed=options.seed)
+        print(options.output)
+        return 0
     from .data.mocap import Mocap, load_mocap
 
     body = Body.load(options.body)
@@ -185,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = np.asarray(KINDS)[code]
     else:
         if not options.mocap and not options.cache:
-            parser.error("name --mocap, --cache or --pool")
+            parser.error("name --mocap, --cache, --pool or --set")
         mocap = load_mocap(options.mocap, body, options.cache) if options.mocap else Mocap.load(options.cache)[0]
         part = mocap.select(options.split)
         pose = part.pose
