@@ -120,8 +120,8 @@ class Camera:
             raise CameraError(f"{path}: {error}") from error
         except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
             raise CameraError(
-                f"{path} is not a camera_info yaml ({type(error).__name__}: {error}): it needs image_width, image_height, "
-                "camera_matrix.data (9 numbers) and distortion_coefficients.data"
+                f"{path} is not a camera_info yaml ({type(error).__name__}: {error}): it needs image_width, "
+                "image_height, camera_matrix.data (9 numbers) and distortion_coefficients.data"
             ) from error
 
     @property

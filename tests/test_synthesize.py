@@ -12,8 +12,8 @@ from hmr_prob_ros.camera import Camera, condition  # noqa: E402
 from hmr_prob_ros.skeleton import KEYPOINT_NAMES  # noqa: E402
 from hmr_prob_ros.training.body import TorchBody  # noqa: E402
 from hmr_prob_ros.training.data.noise import HIDDEN_BY_SELF, OUTSIDE, VISIBLE, DetectorNoise  # noqa: E402
-from hmr_prob_ros.training.data.views import BIGGS_SHARES, CameraRange, look, occlude, self_occlusion  # noqa: E402
 from hmr_prob_ros.training.data.synthesize import SynthesisConfig, Synthesizer  # noqa: E402
+from hmr_prob_ros.training.data.views import BIGGS_SHARES, CameraRange, look, occlude, self_occlusion  # noqa: E402
 
 BODY = Body.load()
 TORCH_BODY = TorchBody(BODY)
