@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "VERSION", "Bundle", "BundleError", "save_bundle"]
+__all__ = ["FORMAT", "VERSION", "Bundle", "BundleError", "save_bundle", "update_card"]
 
 import hashlib
 import shutil
@@ -188,6 +188,19 @@ def _checked_card(card: Any, path: Path) -> dict[str, Any]:
                 f" from the same version"
             )
     return card
+
+
+def update_card(path: str | Path, **entries: Any) -> Bundle:
+    """Adds entries to the card of a bundle, metrics for example; reads it back.
+
+    Raises:
+        BundleError: there is no such bundle, or an entry does not fit.
+    """
+    bundle = Bundle.load(path)
+    file = bundle.path / "model.yaml"
+    card = _checked_card({**bundle.card, **entries}, file)
+    file.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    return Bundle.load(path)
 
 
 def save_bundle(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hmr_prob_ros.body import Body
-from hmr_prob_ros.bundle import FORMAT, VERSION, Bundle, BundleError, save_bundle
+from hmr_prob_ros.bundle import FORMAT, VERSION, Bundle, BundleError, save_bundle, update_card
 from hmr_prob_ros.engines import EngineError, make_engine
 from hmr_prob_ros.skeleton import JOINT_NAMES, KEYPOINT_NAMES
 
@@ -158,3 +158,16 @@ def test_save_refuses_a_poor_card(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="lacks 'num_modes'"):
         save_bundle(tmp_path / "bundle", card, tmp_path / "model")
     assert not (tmp_path / "bundle" / "model.onnx").exists()
+
+
+def test_entries_added_to_a_card_stay(folder: Path) -> None:
+    """``update_card`` keeps everything else and refuses what does not fit."""
+    before = Bundle.load(folder).card
+    bundle = update_card(folder, metrics={"none": {"mode": 80.5}})
+    assert bundle.card["metrics"] == {"none": {"mode": 80.5}}
+    assert {name: value for name, value in bundle.card.items() if name != "metrics"} == {
+        name: value for name, value in before.items() if name != "metrics"
+    }
+    with pytest.raises(BundleError, match="latent_size"):
+        update_card(folder, latent_size="many")
+    assert Bundle.load(folder).card == bundle.card

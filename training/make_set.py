@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["make_set", "mirror"]
+__all__ = ["make_set"]
 
 import logging
 from collections.abc import Sequence
@@ -13,23 +13,18 @@ from tqdm import tqdm
 
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.setfile import PoseSet
-from hmr_prob_ros.skeleton import JOINT_FLIP
 
 from .body import TorchBody
 from .data.mocap import SPLITS, Mocap, load_mocap
 from .data.noise import DetectorNoise
 from .data.retarget import MocapError
 from .data.synthesize import Examples, SynthesisConfig, Synthesizer
+from .data.widen import mirror
 
 logger = logging.getLogger(__name__)
 
 BATCH = 256
 _TRIES = 40  # batches in a row without a usable example before it is given up
-
-
-def mirror(poses: np.ndarray) -> np.ndarray:
-    """The person in the mirror: poses (..., 24, 3) in axis-angle with the sides exchanged."""
-    return poses[..., list(JOINT_FLIP), :] * np.array([1, -1, -1], dtype=poses.dtype)
 
 
 def make_set(
