@@ -27,6 +27,7 @@ from test_ros_node import Process, bundle_arguments, photograph
 from hmr_prob_ros.msg import HumanHypothesesArray
 from hmr_prob_ros.ros.bag import BagError, BagWriter, message_definition, read_bag
 from hmr_prob_ros.ros.demo import demo_environment, format_summary, run_demo
+from hmr_prob_ros.ros.fastdds import remove_broken_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
@@ -246,3 +247,13 @@ def test_demo_has_a_domain_and_a_profile_of_its_own() -> None:
     assert (
         demo_environment({"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"})["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
     )
+
+
+def test_unfinished_shared_memory_is_removed(tmp_path: Path) -> None:
+    """Empty segments whose maker is gone hang every later process; locks, finished and new segments must stay."""
+    for name, text in (("fastdds_port7000", ""), ("fastdds_a1_el", ""), ("fastdds_a1", "data"), ("other", "")):
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / "fastdds_port7001").write_text("")  # being made right now
+    assert remove_broken_segments(tmp_path) == ["fastdds_port7000"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fastdds_a1", "fastdds_a1_el", "fastdds_port7001", "other"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .fastdds import fastdds_environment
+from .fastdds import fastdds_environment, remove_broken_segments
 
 __all__ = ["DemoError", "default_inputs", "demo_environment", "format_summary", "run_demo"]
 
@@ -136,7 +136,12 @@ def _processes() -> Iterator[list[_Process]]:
     try:
         yield children
     finally:
+        # Asked first: a process killed while it makes shared memory leaves a segment that hangs whoever opens it next.
+        for child in children:
+            if child.running():
+                child.process.send_signal(signal.SIGTERM)
         for child in reversed(children):
+            child.wait(10)
             child.kill()
 
 
@@ -212,6 +217,7 @@ def run_demo(
 
 def _run(player: list[str], node: list[str], recorder: list[str], out: Path, quiet: bool) -> dict[str, Any]:
     environment = demo_environment()
+    remove_broken_segments()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

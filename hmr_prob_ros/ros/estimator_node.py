@@ -34,6 +34,7 @@ from ..drawing import draw_overlay
 from ..estimator import Estimator
 from ..hypotheses import HypothesisError, HypothesisSet
 from .conversions import hypotheses_to_msg, people_from_msg, stamp_to_nanoseconds, uncertainty_to_msg
+from .fastdds import remove_broken_segments
 from .images import CameraInfoError, ImageError, camera_from_info, compressed_to_rgb, image_to_rgb, rgb_to_image
 from .markers import MarkerBuilder
 from .parameters import LIVE, ParameterError, Settings, declare
@@ -338,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Both signals as KeyboardInterrupt, also while libraries load, before rclpy has its own handlers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        remove_broken_segments()
         rclpy.init(args=list(sys.argv if argv is None else argv))
         node = EstimatorNode()
         rclpy.spin(node)

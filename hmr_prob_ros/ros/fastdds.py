@@ -1,13 +1,17 @@
-"""Where the Fast DDS profile for images lies, and the environment that uses it."""
+"""Where the Fast DDS profile for images lies, the environment that uses it, and broken shared memory."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["fastdds_environment", "share_file"]
+__all__ = ["fastdds_environment", "remove_broken_segments", "share_file"]
+
+logger = logging.getLogger(__name__)
 
 _OLD = ("foxy", "galactic", "humble", "iron")  # their Fast DDS knows the older name only; newer ones complain about it
 
@@ -39,3 +43,25 @@ def fastdds_environment(environment: Mapping[str, str] | None = None) -> dict[st
     if result.get("ROS_DISTRO") in _OLD:
         result["FASTRTPS_DEFAULT_PROFILES_FILE"] = profile
     return result
+
+
+def remove_broken_segments(folder: str | Path = "/dev/shm", age: float = 3.0) -> list[str]:
+    """Remove shared memory that a process was killed over while it made it; returns the names.
+
+    Such a segment has size zero for ever, and every process that opens it waits for ever for its maker: one SIGKILL at
+    the wrong moment stops all of ROS on a machine until somebody cleans up. A segment in the making has size zero for
+    microseconds, so one that is older than ``age`` seconds has lost its maker. Lock files (``_el``) are always empty.
+    """
+    removed = []
+    for file in Path(folder).glob("fast*_*"):
+        try:
+            state = file.stat()
+            broken = state.st_size == 0 and not file.name.endswith("_el") and time.time() - state.st_mtime > age
+            if broken:
+                file.unlink()
+                removed.append(file.name)
+        except OSError:  # gone already, or another user's
+            continue
+    if removed:
+        logger.warning("removed shared memory that a killed process left unfinished: %s", ", ".join(removed))
+    return removed
