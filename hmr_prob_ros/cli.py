@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 
+import cv2
+
 from .commands import bench, demo, doctor, estimate, offline, sets
 
 _COMMANDS = {
@@ -55,13 +57,20 @@ def _is_ours(error: Exception) -> bool:
     return type(error).__module__.split(".")[0] == "hmr_prob_ros"
 
 
+def _one_line(error: Exception) -> str:
+    """The error as one line; the files of the system's errors are named, and the mend."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}; give a path that may be read and written"
+    return " ".join(str(error).split())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, or 2 after an error of the user's input (one line on stderr, no traceback)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # FFmpeg's and OpenCV's own complaints say less than the error that follows.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    cv2.setLogLevel(0)
     # Native libraries built with fast-math flush subnormal numbers to zero, which numpy finds worth four lines.
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     debug = "--debug" in arguments
@@ -77,9 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if debug or not _is_ours(error):
+        of_the_system = isinstance(error, OSError) and error.filename is not None
+        if debug or not (_is_ours(error) or of_the_system):
             raise
-        print(f"hmr-prob: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hmr-prob: {_one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -11,10 +11,10 @@ from types import TracebackType
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Bundle, BundleError
 from .camera import Camera, condition
 from .detectors import PoseDetector, make_detector
-from .engines import Engine, make_engine
+from .engines import Engine, EngineError, make_engine
 from .hypotheses import HypothesisError, HypothesisSet, Person2D
 from .quantize import quantize
 from .skeleton import JOINT_KEYPOINTS
@@ -118,7 +118,12 @@ class Estimator:
         self._latents = draw_latents(self._drawn, self.bundle.latent_size, seed)[None]
         self.timings: dict[str, float] = {}
         """Milliseconds that each stage of the last frame took."""
-        self._run([np.zeros((23, 3), np.float32)], [np.array([0.0, 0.0, 0.5], np.float32)])  # engines are slow at first
+        try:
+            self._run([np.zeros((23, 3), np.float32)], [np.array([0, 0, 0.5], np.float32)])  # engines are slow at first
+        except EngineError as error:
+            raise BundleError(
+                f"{self.bundle.path} does not fit this package ({error}): export it again with `hmr-prob export`"
+            ) from error
         self.detector = make_detector(detector) if isinstance(detector, str) else detector
         self.tracker = tracker if tracker is not None else Tracker()
 

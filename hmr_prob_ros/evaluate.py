@@ -151,7 +151,7 @@ def evaluate(
 
 def _density_engine(data: PoseSet, bundle: Bundle, engine: str, threads: int) -> Engine | None:
     """The engine of ``density.onnx``, or None with the reason logged."""
-    if data.rotations is None or not np.isfinite(data.rotations).all():
+    if data.rotations is None or not np.isfinite(data.rotations).all(axis=(1, 2, 3)).any():
         logger.warning("the set has no true rotations: nll is NaN")
     elif data.body != bundle.body_hash:
         logger.warning(

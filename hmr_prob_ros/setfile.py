@@ -29,6 +29,7 @@ _FIELDS: dict[str, tuple[tuple[int, ...], type, bool]] = {
     "betas": ((10,), np.float32, True),
     "translation": ((3,), np.float32, True),
 }
+_FARTHEST = 200.0  # metres; a person who stands farther away is given in another unit
 _NEEDED = ("keypoints", "intrinsics", "image_size", "joints")
 
 
@@ -94,6 +95,9 @@ class PoseSet:
             object.__setattr__(self, name, value)
         if (self.intrinsics[:, :2] <= 0).any() or (self.image_size <= 0).any():
             raise SetError("intrinsics need focal lengths above 0 and image_size numbers above 0")
+        known = np.where(np.isfinite(self.joints), self.joints, 0.0)
+        if count and (size := float(np.abs(known).max())) > _FARTHEST:
+            raise SetError(f"joints lie up to {size:.0f} m from the camera: give metres, not millimetres")
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -142,7 +146,10 @@ class PoseSet:
             raise SetError(f"{path} is not an evaluation set (truncated, or not an npz: {error}): {mend}") from error
         if str(values.get("format", "")) != FORMAT:
             raise SetError(f"{path} is not an evaluation set (its `format` is not {FORMAT!r}): {mend}")
-        version = int(values.get("version", 0))
+        try:
+            version = int(values.get("version", 0))
+        except (TypeError, ValueError) as error:
+            raise SetError(f"{path}: its version is {str(values['version'])!r}, no number: write {VERSION}") from error
         if not 1 <= version <= VERSION:
             raise SetError(f"{path} has version {version}, this program reads up to {VERSION}: update hmr_prob_ros")
         missing = [name for name in _NEEDED if name not in values]

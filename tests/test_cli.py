@@ -11,11 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.bundle import Bundle
@@ -140,7 +142,38 @@ def test_bad_input_gets_one_line(tmp_path: Path, photograph: str, capsys: pytest
     assert "cannot write" in refused(capsys, "estimate", photograph, "--json", unwritable, *WITH_BUNDLE)
     assert "cannot write" in refused(capsys, "estimate", photograph, "--overlay", unwritable + ".mp4", *WITH_BUNDLE)
     assert "not NAME=VALUE" in refused(capsys, "estimate", photograph, "--detector-option", "x", *WITH_BUNDLE)
+    assert "is not YAML" in refused(capsys, "estimate", photograph, "--detector-option", "x=[1", *WITH_BUNDLE)
+    option = ["--detector-option", "min_detection=abc"]
+    assert "min_detection='abc'" in refused(capsys, "estimate", photograph, *option, *WITH_BUNDLE)
     assert "640x480" in refused(capsys, "bench", "--size", "large")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["estimate", "x.png", "--seed", "-1"],
+        ["make-set", "--mocap", "x", "--out", "s.npz", "--count", "2", "--seed", "-1"],
+        ["evaluate", "--set", "s.npz", "--seed", "-1"],
+        ["demo", "--seconds", "-3"],
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert repr(arguments[-1]) in capsys.readouterr().err
+
+
+def test_a_bundle_of_another_shape_is_named(
+    tmp_path: Path, photograph: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(BUNDLE, foreign)
+    card = yaml.safe_load((foreign / "model.yaml").read_text())
+    (foreign / "model.yaml").write_text(yaml.safe_dump({**card, "latent_size": 12}))
+    text = refused(capsys, "estimate", photograph, "--bundle", str(foreign))
+    assert "foreign does not fit this package" in text
+    assert "hmr-prob export" in text
 
 
 def test_missing_and_truncated_bundles_are_named(
@@ -162,6 +195,8 @@ def test_a_wrong_body_file_is_named(tmp_path: Path, test_data: Path, capsys: pyt
     archive = str(test_data / "mocap" / "makehuman.tar.xz")
     given = ["make-set", "--mocap", archive, "--count", "2", "--out", str(tmp_path / "s.npz")]
     assert "body.npz" in refused(capsys, *given, "--body", str(tmp_path / "body.npz"))
+    (tmp_path / "file").write_text("")
+    assert "cannot use" in refused(capsys, "train", "--mocap", "x", "--out", str(tmp_path / "file" / "run"))
     assert "no noise table" in refused(capsys, *given, "--noise", "magic")
     assert "there is no motion capture" in refused(
         capsys, "make-set", "--mocap", "no", "--count", "2", "--out", "s.npz"
@@ -230,9 +265,21 @@ def test_evaluate_without_rotations_has_no_likelihood(
     )
     assert main(["evaluate", "--set", str(tmp_path / "own.npz"), "--json", "-", "--quiet", *WITH_BUNDLE]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert math.isnan(result["nll"])
+    assert result["nll"] is None
     assert math.isfinite(result["mode"]["mpjpe"])
     assert "there is no set" in refused(capsys, "evaluate", "--set", "no.npz")
+
+
+def test_the_likelihood_leaves_out_examples_without_rotations(
+    small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = PoseSet.load(small_set)[:4]
+    rotations = data.rotations.copy()
+    rotations[1:] = np.nan
+    replace(data, rotations=rotations).save(tmp_path / "part.npz")
+    assert main(["evaluate", "--set", str(tmp_path / "part.npz"), "--json", "-", "--quiet", *WITH_BUNDLE]) == 0
+    part = json.loads(capsys.readouterr().out)
+    assert (part["count"], math.isfinite(part["nll"])) == (4, True)
 
 
 @needs_mediapipe

@@ -159,7 +159,9 @@ def test_commands_and_nodes_lead_to_something():
         assert callable(points[name].load())
     for script in (ROOT / "nodes").iterdir():
         assert os.access(script, os.X_OK)
-        assert importlib.util.find_spec(f"hmr_prob_ros.ros.{script.name}")
+        module = "hmr_prob_ros.cli" if script.name == "hmr-prob" else f"hmr_prob_ros.ros.{script.name}"
+        assert f"from {module} import main" in script.read_text()
+        assert importlib.util.find_spec(module)
 
 
 def test_licence_and_notice():
@@ -326,6 +328,7 @@ def test_colcon_builds_it(tmp_path):
     installed = tmp_path / "install" / "hmr_prob_ros"
     for node in ("camera_player", "estimator_node", "recorder"):
         assert os.access(installed / "lib" / "hmr_prob_ros" / node, os.X_OK)
+    assert os.access(installed / "bin" / "hmr-prob", os.X_OK)
     python_path = next(installed.glob("lib/python*/site-packages"))
     environment["LD_LIBRARY_PATH"] = f"{installed / 'lib'}{os.pathsep}{prefix / 'lib'}"
     environment["PYTHONPATH"] = str(python_path)

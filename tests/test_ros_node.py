@@ -449,6 +449,8 @@ def test_keypoints_of_another_node(domain: int, client: Client, tmp_path: Path) 
         (["-p", "samples:=0"], "samples must be int between 1 and 4096"),
         (["-p", "detector:=strange"], "strange"),
         (["-p", "transport:=pigeon"], "auto, raw or compressed"),
+        (["-p", "image_topic:='a topic'"], "Invalid topic name"),
+        (["-p", "max_rate:=10"], "float (10.0, not 10)"),
     ],
 )
 def test_node_that_cannot_start_says_why(domain: int, tmp_path: Path, arguments: list[str], words: str) -> None:

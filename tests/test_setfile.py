@@ -68,6 +68,7 @@ def test_only_four_fields_are_needed(tmp_path: Path) -> None:
         ({"joints": np.zeros((2, 24, 3))}, "joints has shape"),
         ({"keypoints": np.full((3, 23, 3), np.nan)}, "confidence of 0"),
         ({"intrinsics": np.zeros((3, 4))}, "focal lengths above 0"),
+        ({"joints": np.full((3, 24, 3), 3000.0)}, "metres, not millimetres"),
     ],
 )
 def test_wrong_values_are_named(change: dict[str, np.ndarray], words: str) -> None:
@@ -90,6 +91,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "newer.npz", format="hmr_prob_ros/set", version=9, keypoints=np.zeros(3))
     with pytest.raises(SetError, match="version 9"):
         PoseSet.load(tmp_path / "newer.npz")
+    np.savez(tmp_path / "text.npz", format="hmr_prob_ros/set", version="one", keypoints=np.zeros(3))
+    with pytest.raises(SetError, match="'one', no number: write 1"):
+        PoseSet.load(tmp_path / "text.npz")
     np.savez(tmp_path / "lacking.npz", format="hmr_prob_ros/set", version=1, keypoints=np.zeros((1, 23, 3)))
     with pytest.raises(SetError, match="lacks intrinsics, image_size, joints"):
         PoseSet.load(tmp_path / "lacking.npz")

@@ -118,7 +118,18 @@ def test_motion_capture_to_bundle(takes: list[Path], tmp_path: Path, method: str
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("flow.width=3", "flow.width"), ("speed=3", "speed"), ("steps", "NAME=VALUE"), ("method=magic", "magic")],
+    [
+        ("flow.width=3", "flow.width"),
+        ("speed=3", "speed"),
+        ("steps", "NAME=VALUE"),
+        ("method=magic", "magic"),
+        ("flow.hidden=abc", r"'flow.hidden' cannot be 'abc' \(int needed\): try 256"),
+        ("steps=2.5", "int needed"),
+        ("steps=0", "steps must be at least 1"),
+        ("detectors=blazepose", "list needed"),
+        ("flow=3", "is a group: set flow.hidden"),
+        ("rate=[1", "not YAML"),
+    ],
 )
 def test_unknown_settings_are_named(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -126,5 +137,6 @@ def test_unknown_settings_are_named(setting: str, message: str) -> None:
 
 
 def test_settings_reach_nested_configurations() -> None:
+    assert apply_settings(TrainConfig(), ["rate=5e-4"]).rate == 5e-4  # which YAML takes for a text
     config = apply_settings(TrainConfig(), ["flow.hidden=64", "synthesis.cameras.pitch_sd=3", "detectors=[blazepose]"])
     assert (config.flow.hidden, config.synthesis.cameras.pitch_sd, config.detectors) == (64, 3.0, ("blazepose",))

@@ -43,6 +43,8 @@ from .make_set import make_set
 from .models import FlowConfig, FlowPosterior, Regressor, RegressorConfig, save_checkpoint
 from .modules import ExampleStream, LossWeights, PosteriorModule, RegressorModule
 
+logger = logging.getLogger(__name__)
+
 METHODS = ("flow", "regressor")
 
 
@@ -80,6 +82,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}: use one of {', '.join(METHODS)}")
+        low = [name for name in ("steps", "batch", "pool", "test", "samples", "sampled") if getattr(self, name) < 1]
+        if low:
+            raise ValueError(f"{', '.join(low)} must be at least 1")
 
 
 def _validation_batches(poses: np.ndarray, body: TorchBody, config: TrainConfig) -> list[Examples]:
@@ -169,7 +174,15 @@ def train(config: TrainConfig, mocap_paths: list[Path], out: Path, body_file: Pa
     body = Body.load(body_file)
     mocap = load_mocap(mocap_paths, body, out / "mocap.npz")
     checkpoint = out / "model.pt"
-    if not checkpoint.exists():
+    if checkpoint.exists():
+        logger.warning("%s was trained already and is only exported: name another --out to train again", checkpoint)
+    else:
+        for split in ("train", "validation"):
+            if not len(mocap.select(split)):
+                raise MocapError(
+                    f"the motion capture ({len(mocap.takes)} takes) leaves no frames for the {split} split: "
+                    "give recordings of at least five takes"
+                )
         fit(config, mocap, body, out)
     if config.method == "regressor":
         return export_regressor(checkpoint, out / "regressor.onnx", body_file)
@@ -221,7 +234,11 @@ def apply_settings(config: TrainConfig, assignments: list[str]) -> TrainConfig:
         name, separator, value = assignment.partition("=")
         if not separator:
             raise ValueError(f"{assignment!r} is not NAME=VALUE, for example flow.hidden=256")
-        config = _set(config, name.split("."), yaml.safe_load(value), name)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"setting {name!r}: {value!r} is not YAML") from error
+        config = _set(config, name.split("."), parsed, name)
     return config
 
 
@@ -232,7 +249,17 @@ def _set(config: Any, path: list[str], value: Any, name: str) -> Any:
     current = getattr(config, path[0])
     if len(path) > 1:
         return dataclasses.replace(config, **{path[0]: _set(current, path[1:], value, name)})
-    value = tuple(value) if isinstance(current, tuple) else type(current)(value)
+    kind, example = ("list", list(current)) if isinstance(current, tuple) else (type(current).__name__, current)
+    if dataclasses.is_dataclass(current):
+        inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(current))
+        raise ValueError(f"setting {name!r} is a group: set {inner}")
+    fits = {"list": list, "str": str, "bool": bool, "int": int}.get(kind, (int, float, str))
+    try:
+        if not isinstance(value, fits) or (isinstance(value, bool) and kind != "bool"):
+            raise ValueError
+        value = tuple(value) if kind == "list" else type(current)(value)  # YAML reads 5e-4 as a text
+    except ValueError:
+        raise ValueError(f"setting {name!r} cannot be {value!r} ({kind} needed): try {example!r}") from None
     return dataclasses.replace(config, **{path[0]: value})
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandError", "add_estimator_arguments", "check_modes", "make_estimator", "positive", "write_json"]
+__all__ = [
+    "CommandError",
+    "add_estimator_arguments",
+    "check_modes",
+    "make_estimator",
+    "natural",
+    "positive",
+    "positive_number",
+    "write_json",
+]
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +39,24 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """An argument that is a whole number, 0 or above."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """An argument that is a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that :func:`make_estimator` reads."""
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the shipped one)")
@@ -48,9 +76,9 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modes", type=positive, default=10, metavar="n", help="weighted bodies kept (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the latents (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=0, help="of the engine, 0 for its own choice (default: %(default)s)"
+        "--threads", type=natural, default=0, help="of the engine, 0 for its own choice (default: %(default)s)"
     )
 
 
@@ -81,7 +109,10 @@ def make_estimator(arguments: argparse.Namespace, **more: Any) -> Estimator:
         name, found, value = text.partition("=")
         if not found or not name:
             raise CommandError(f"--detector-option {text!r} is not NAME=VALUE")
-        options[name] = yaml.safe_load(value)
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise CommandError(f"--detector-option {text!r}: {value!r} is not YAML") from error
     bundle = Bundle.load(arguments.bundle)  # before the detector: it loads faster and fails more often
     detector = make_detector(arguments.detector, **options)
     return Estimator(
@@ -96,12 +127,12 @@ def make_estimator(arguments: argparse.Namespace, **more: Any) -> Estimator:
 
 
 def write_json(value: Any, path: str | Path) -> None:
-    """Write ``value`` to a file, or to stdout for ``-``.
+    """Write ``value`` to a file, or to stdout for ``-``; numbers that are not finite become null.
 
     Raises:
         CommandError: the file cannot be written.
     """
-    text = json.dumps(value, indent=2) + "\n"
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
         return
@@ -110,3 +141,12 @@ def write_json(value: Any, path: str | Path) -> None:
         Path(path).write_text(text)
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

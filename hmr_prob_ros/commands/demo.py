@@ -7,7 +7,7 @@ __all__ = ["add_arguments", "run"]
 import argparse
 from pathlib import Path
 
-from . import CommandError, check_modes, positive
+from . import CommandError, check_modes, positive, positive_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="folder for demo.mp4, .mcap, .json"
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="end each input after so many seconds")
-    parser.add_argument("--rate", type=float, metavar="FPS", help="frames a second instead of the input's own")
-    parser.add_argument("--max-size", type=int, default=640, metavar="PX", help="longest side (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive_number, metavar="S", help="end each input after so many seconds")
+    parser.add_argument(
+        "--rate", type=positive_number, metavar="FPS", help="frames a second instead of the input's own"
+    )
+    parser.add_argument(
+        "--max-size", type=positive, default=640, metavar="PX", help="longest side (default: %(default)s)"
+    )
     parser.add_argument("--detector", default="mediapipe", help="2D detector (default: %(default)s)")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the shipped one)")
     parser.add_argument("--camera", type=Path, metavar="YAML", help="camera_info yaml of the input")

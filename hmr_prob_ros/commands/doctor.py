@@ -249,7 +249,7 @@ def examine(without_ros: bool = False) -> list[Check]:
         _try(
             "TensorRT",
             OPTIONAL,
-            "on a Jetson: apt install python3-libnvinfer; else pip install 'hmr_prob_ros[tensorrt]'",
+            "not needed: no engine of this version uses it",
             _found("tensorrt"),
         ),
     ]

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import CommandError, positive, write_json
+from . import CommandError, natural, positive, write_json
 
 OCCLUSIONS = ("none", "biggs", "truncation")
 
@@ -26,7 +26,7 @@ def add_make_set_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="SET.NPZ", help="the set to write")
     parser.add_argument("--count", type=positive, required=True, metavar="K", help="number of examples")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of everything that is drawn (default: %(default)s)"
+        "--seed", type=natural, default=0, metavar="S", help="of everything that is drawn (default: %(default)s)"
     )
     parser.add_argument(
         "--occlusion",
@@ -108,9 +108,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=positive, metavar="K", help="only the first K examples")
     parser.add_argument("--batch", type=positive, default=16, help="people per engine call (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the latents (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=0, help="of the engine, 0 for its own choice (default: %(default)s)"
+        "--threads", type=natural, default=0, help="of the engine, 0 for its own choice (default: %(default)s)"
     )
     parser.add_argument("--per-joint", action="store_true", help="also print a table by joint")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")

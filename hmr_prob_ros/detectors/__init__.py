@@ -71,7 +71,7 @@ def make_detector(name: str, **options: Any) -> PoseDetector:
 
     Raises:
         DetectorError: no such detector, its package is missing (with the command that installs it), or an option
-            that it does not know.
+            that it does not know or a value that it cannot have.
     """
     if name not in DETECTORS:
         raise DetectorError(f"unknown detector '{name}': choose one of {', '.join(sorted(DETECTORS))}")
@@ -88,7 +88,13 @@ def make_detector(name: str, **options: Any) -> PoseDetector:
     except TypeError as error:
         known = ", ".join(inspect.signature(factory).parameters)
         raise DetectorError(f"detector '{name}': {error}; its options are {known}") from error
-    detector: PoseDetector = factory(**options)
+    try:
+        detector: PoseDetector = factory(**options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise DetectorError(
+            f"detector '{name}' cannot be made with {given or 'its defaults'} ({error}): check the options' values"
+        ) from error
     return detector
 
 

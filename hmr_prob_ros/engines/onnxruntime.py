@@ -92,24 +92,24 @@ class OnnxRuntimeEngine:
         wanted = self._outputs if outputs is None else list(outputs)
         for name in wanted:
             if name not in self._outputs:
-                raise EngineError(f"{self.path.name} has no output {name!r}: it has {', '.join(self._outputs)}")
+                raise EngineError(f"{self.path} has no output {name!r}: it has {', '.join(self._outputs)}")
         feeds = self._checked(inputs)
         try:
             values = self._session.run(wanted, feeds)
         except Exception as error:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
-            raise EngineError(f"{self.path.name} failed on {shapes}: {str(error).splitlines()[0][:300]}") from error
+            raise EngineError(f"{self.path} failed on {shapes}: {str(error).splitlines()[0][:300]}") from error
         return dict(zip(wanted, values, strict=True))
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         unknown = [name for name in inputs if name not in self._inputs]
         if unknown:
-            raise EngineError(f"{self.path.name} has no input {', '.join(unknown)}: it takes {', '.join(self._inputs)}")
+            raise EngineError(f"{self.path} has no input {', '.join(unknown)}: it takes {', '.join(self._inputs)}")
         feeds: dict[str, np.ndarray] = {}
         sizes: dict[str, tuple[int, str]] = {}
         for name, (shape, kind) in self._inputs.items():
             if name not in inputs:
-                raise EngineError(f"input {name!r} of {self.path.name} is missing: it takes {', '.join(self._inputs)}")
+                raise EngineError(f"input {name!r} of {self.path} is missing: it takes {', '.join(self._inputs)}")
             value = inputs[name]
             if not isinstance(value, np.ndarray):
                 raise EngineError(f"input {name!r} must be a numpy array, not {type(value).__name__}")

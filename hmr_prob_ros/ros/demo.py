@@ -221,7 +221,7 @@ def _run(player: list[str], node: list[str], recorder: list[str], out: Path, qui
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DemoError(f"cannot make the folder {out}: {error.strerror}; choose another one") from error
+        raise DemoError(f"cannot make the folder {out}: {error.strerror}; choose another one", 2) from error
     for name in ("demo.mp4", "demo.mcap", "demo.json"):  # nothing of an earlier run may pass for this one's
         (out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="hmr_prob_demo_") as folder, _processes() as children:

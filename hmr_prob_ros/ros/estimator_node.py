@@ -18,6 +18,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -37,7 +38,7 @@ from .conversions import hypotheses_to_msg, people_from_msg, stamp_to_nanosecond
 from .fastdds import remove_broken_segments
 from .images import CameraInfoError, ImageError, camera_from_info, compressed_to_rgb, image_to_rgb, rgb_to_image
 from .markers import MarkerBuilder
-from .parameters import LIVE, ParameterError, Settings, declare
+from .parameters import LIVE, PARAMETERS, Settings, declare
 from .statistics import Statistics
 
 __all__ = ["EstimatorNode", "main"]
@@ -78,10 +79,10 @@ class EstimatorNode(Node):
         self._builder = MarkerBuilder(self.settings.marker_lifetime)
 
         reliable = QoSProfile(depth=10)
-        self._hypotheses_pub = self.create_publisher(HumanHypothesesArray, "/human/hypotheses", reliable)
-        self._uncertainty_pub = self.create_publisher(HumanUncertaintyArray, "/human/uncertainty", reliable)
-        self._markers_pub = self.create_publisher(MarkerArray, "/human/markers", reliable)
-        self._overlay_pub = self.create_publisher(Image, "/human/overlay", qos_profile_sensor_data)
+        self._hypotheses_pub = self.create_publisher(HumanHypothesesArray, "human/hypotheses", reliable)
+        self._uncertainty_pub = self.create_publisher(HumanUncertaintyArray, "human/uncertainty", reliable)
+        self._markers_pub = self.create_publisher(MarkerArray, "human/markers", reliable)
+        self._overlay_pub = self.create_publisher(Image, "human/overlay", qos_profile_sensor_data)
         self._diagnostics_pub = self.create_publisher(DiagnosticArray, "/diagnostics", reliable)
         self.create_timer(1.0, self._diagnose)
         self._subscribe()
@@ -335,18 +336,23 @@ def _same_optics(a: CameraInfo, b: CameraInfo) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; 0 then, 2 when it cannot start."""
+    arguments = list(sys.argv if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print("usage: hmr-prob-node [--ros-args [-p NAME:=VALUE ...] [--params-file FILE]]\n")
+        print("\n".join(f"{p.name:20} {p.default!r:22} {p.description}" for p in PARAMETERS))
+        return 0
     node: EstimatorNode | None = None
     # Both signals as KeyboardInterrupt, also while libraries load, before rclpy has its own handlers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         remove_broken_segments()
-        rclpy.init(args=list(sys.argv if argv is None else argv))
+        rclpy.init(args=arguments)
         node = EstimatorNode()
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (ParameterError, ValueError, RuntimeError, OSError, ImportError) as error:
-        print(f"hmr-prob-node: {error}", file=sys.stderr)
+    except (ValueError, RuntimeError, OSError, ImportError, InvalidTopicNameException) as error:
+        print(f"hmr-prob-node: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     finally:
         _quietly_close(node)

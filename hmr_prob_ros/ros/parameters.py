@@ -132,7 +132,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "detector_options", "{}", "Options of the detector as a YAML mapping, for example '{min_detection: 0.5}'."
     ),
-    Parameter("engine", "onnxruntime", "What runs the model: onnxruntime or tensorrt."),
+    Parameter("engine", "onnxruntime", "What runs the model: onnxruntime."),
     Parameter("engine_threads", 0, "Threads of the engine; 0: its own choice.", 0, 64),
     Parameter("samples", 100, "Bodies drawn from the posterior of every person.", 1, 4096),
     Parameter("modes", 10, "Weighted bodies that the samples are reduced to and that are published.", 1, 100),
@@ -177,6 +177,8 @@ def declare(node: Node) -> Settings:
         except Exception as error:  # rclpy raises several types here, none with the parameter's range in its text
             bounds = "" if parameter.low is None else f" between {parameter.low:g} and {parameter.high:g}"
             kind = type(parameter.default).__name__
+            if kind == "float":
+                kind = "float (10.0, not 10)"
             raise ParameterError(f"parameter {parameter.name} must be {kind}{bounds}: {error}") from error
     settings = Settings(**values)
     settings.check()

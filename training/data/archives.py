@@ -7,6 +7,7 @@ __all__ = ["Files", "Item", "collect"]
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,13 +126,15 @@ def _from_index(index: Path, only: str | None = None) -> list[Item]:
 
 
 def _find_asf(amc: Path) -> Path:
-    """The skeleton of a motion: same stem, else the stem up to "_" (CMU's 02_01.amc -> 02.asf), else the only one."""
-    for stem in (amc.stem, amc.stem.split("_")[0]):
+    """The skeleton of a motion: same stem, else a part of it (CMU's 02_01.amc -> 02.asf), else the only one."""
+    parts = amc.stem.split("_")
+    for stem in (amc.stem, *parts):
         if (amc.parent / f"{stem}.asf").is_file():
             return amc.parent / f"{stem}.asf"
     found = sorted(amc.parent.glob("*.asf"))
     if len(found) != 1:
-        raise MocapError(f"{amc}: no skeleton found; put {amc.stem}.asf or {amc.stem.split('_')[0]}.asf beside it")
+        names = " or ".join(f"{stem}.asf" for stem in dict.fromkeys((amc.stem, parts[0])))
+        raise MocapError(f"{amc}: no skeleton found; put {names} beside it")
     return found[0]
 
 
@@ -151,25 +154,41 @@ def _read_bvh_file(path: Path, take: str) -> Clip:
         raise error
 
 
+def _named(path: Path, take: str, read: Callable[[], Clip | Motion]) -> Callable[[], Clip | Motion]:
+    """`read` with the path, and not only the take, in its errors."""
+
+    def named() -> Clip | Motion:
+        try:
+            return read()
+        except MocapError as error:
+            raise MocapError(f"{path}: {str(error).removeprefix(f'{take}: ')}") from error
+
+    return named
+
+
+def _read_amc_file(path: Path, asf: Path, take: str) -> Clip:
+    return read_amc(path.read_text(errors="replace"), asf.read_text(errors="replace"), 120.0, take)
+
+
 def _from_file(path: Path, take: str) -> Item | None:
     """An item for a single .bvh, .amc or .npz; None for other files, and for npz files that hold no motion."""
     form = path.suffix.lower()
     stamp = f"{take}/{path.stat().st_size}"
     if form == ".bvh":
-        return Item(take, take, "bvh", "", lambda: _read_bvh_file(path, take), stamp)
+        return Item(take, take, "bvh", "", _named(path, take, lambda: _read_bvh_file(path, take)), stamp)
     if form == ".amc":
         asf = _find_asf(path)
-        return Item(take, take, "asfamc", "", lambda: read_amc(path.read_text(), asf.read_text(), 120.0, take), stamp)
+        return Item(take, take, "asfamc", "", _named(path, take, lambda: _read_amc_file(path, asf, take)), stamp)
     if form == ".npz":
         try:
             with np.load(path, allow_pickle=False) as data:
                 names = list(data.files)
-        except (OSError, ValueError):
+        except (OSError, ValueError, zipfile.BadZipFile):
             return None
         if is_amass(names):
-            return Item(take, take, "amass", "", lambda: read_amass(path, take), stamp)
+            return Item(take, take, "amass", "", _named(path, take, lambda: read_amass(path, take)), stamp)
         if "rotation_xyzw" in names:
-            return Item(take, take, "amp", "", lambda: read_amp(path, take), stamp)
+            return Item(take, take, "amp", "", _named(path, take, lambda: read_amp(path, take)), stamp)
     return None
 
 

@@ -90,7 +90,7 @@ def parse_bvh(text: str, name: str = "bvh") -> tuple[list[BvhNode], np.ndarray, 
     except (IndexError, ValueError) as error:
         raise MocapError(f"{name}: the MOTION section is malformed ({error})") from error
     if not column or rows.size % column or rows.size // column < 1:
-        raise MocapError(f"{name}: {rows.size} numbers do not fill rows of {column} channels")
+        raise MocapError(f"{name}: {rows.size} numbers do not fill rows of {column} channels: is it truncated?")
     rows = rows.reshape(-1, column)
     return nodes, rows[: max(count, 1)], seconds
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 __all__ = ["SPLITS", "Mocap", "assign_splits", "load_mocap"]
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ class Mocap:
         try:
             with np.load(path, allow_pickle=False) as data:
                 values: dict[str, Any] = {k: data[k] for k in data.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise MocapError(f"{path} is not a motion cache ({error}): delete it, it will be made again") from error
         missing = [k for k in Mocap.__dataclass_fields__ if k not in values]
         if missing:

@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ["KINDS", "SHARES", "PoseSampler", "balanced_frames", "build_pool", "load_pool", "mirror"]
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -216,7 +217,7 @@ def load_pool(
             with np.load(path, allow_pickle=False) as data:
                 if not key or str(data["key"]) == key:
                     return data["pose"].astype(np.float32), data["kind"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise MocapError(f"{path} is not a pool of poses ({error}): delete it, it will be built again") from error
     if mocap is None:
         raise MocapError(f"there is no pool of poses at {path}: build one with `build_pool` or name the motion capture")

@@ -94,9 +94,8 @@ def load_checkpoint(path: str | Path, body: nn.Module) -> tuple[nn.Module, dict[
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): it is truncated or no checkpoint, train again"
-        ) from error
+        reason = type(error).__name__  # torch's text is a page
+        raise CheckpointError(f"{path} cannot be read ({reason}): it is truncated or no checkpoint") from error
     missing = [key for key in ("config", "state", "meta") if not isinstance(data, dict) or key not in data]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by this project's training")
