@@ -18,18 +18,20 @@ from hmr_prob_ros.ros.demo import default_inputs
 from hmr_prob_ros.sources import open_source
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-HEIGHT = 400
+HEIGHT = 480
 CLIP_FRAMES = (120, 285)
 """Behind the table, and with all of the body in sight."""
 
 
-def panel(image: np.ndarray, camera: Camera, estimator: Estimator) -> np.ndarray:
+def panel(image: np.ndarray, camera: Camera, estimator: Estimator, side: bool = True) -> np.ndarray:
     """Overlay and side views of one picture, ``HEIGHT`` pixels high."""
-    scale = HEIGHT / image.shape[0]
-    size = (round(image.shape[1] * scale), HEIGHT)
     people = estimator(image, camera)
-    overlay = draw_overlay(cv2.resize(image, size, interpolation=cv2.INTER_AREA), people, camera.scaled(*size))
-    return np.concatenate([overlay, draw_side_view(people, (300, HEIGHT))], axis=1)
+    overlay = draw_overlay(image, people, camera)
+    width = round(image.shape[1] * HEIGHT / image.shape[0])
+    parts = [cv2.resize(overlay, (width, HEIGHT), interpolation=cv2.INTER_AREA)]
+    if side:
+        parts.append(draw_side_view(people, (300, HEIGHT)))
+    return np.concatenate(parts, axis=1)
 
 
 def overview() -> np.ndarray:
@@ -42,8 +44,8 @@ def overview() -> np.ndarray:
     with Estimator() as estimator, open_source(clip) as frames:
         for frame in frames:
             if frame.index in CLIP_FRAMES:
-                panels.append(panel(frame.image, camera, estimator))
-            elif frame.index > min(CLIP_FRAMES) - 20 and frame.index < max(CLIP_FRAMES):
+                panels.append(panel(frame.image, camera, estimator, side=frame.index == CLIP_FRAMES[0]))
+            elif CLIP_FRAMES[0] - 20 < frame.index < CLIP_FRAMES[1]:
                 estimator(frame.image, camera)  # the detector follows a moving person
     return np.concatenate(panels, axis=1)
 
