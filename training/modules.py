@@ -178,14 +178,19 @@ class RegressorModule(_Module):
 
     def losses(self, examples: Examples) -> dict[str, Tensor]:
         weights = self.weights
-        pose6d, betas, translation = self.model(examples.keypoints, examples.box)
-        shape, camera = self.model.guesses(self.model.condition(examples.keypoints, examples.box))
+        model = self.model
+        with torch.autocast(examples.box.device.type, dtype=torch.bfloat16):  # as for the flow
+            condition = model.condition(examples.keypoints, examples.box)
+            pose6d = model.pose6d(condition)
+        condition = condition.first(len(examples))
+        shape, camera = model.guesses(condition)
+        betas, translation = model.place(pose6d, condition, examples.keypoints, examples.box)
         rotations = rotation6d_to_matrix(pose6d.unflatten(-1, (NUM_JOINTS, 6)))
-        joints, surface = self.model.body(rotations, betas, translation)
+        joints, surface = model.body(rotations, betas, translation)
         seen = (examples.state == VISIBLE).float()
         pelvis = examples.joints[:, 0]
         relative = examples.keypoints3d - pelvis[:, None]
-        translation_nll = self.model.translation_fit.nll(relative, examples.keypoints, examples.box, camera, pelvis)
+        translation_nll = model.translation_fit.nll(relative, examples.keypoints, examples.box, camera, pelvis)
         return {
             "mode_joints": weights.mode_joints * pelvis_relative_l1(joints[:, None], examples.joints),
             "rotations": (rotations - examples.rotations).square().mean(),

@@ -91,11 +91,15 @@ class Regressor(nn.Module):
         """Pose in 6D (B, 144), betas (B, 10) and SMPL translation (B, 3) in metres, optical frame."""
         condition = self.condition(keypoints, box)
         pose6d = self.pose6d(condition)
+        return (pose6d, *self.place(pose6d, condition, keypoints, box))
+
+    def place(self, pose6d: Tensor, condition: Condition, keypoints: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+        """Betas (B, 10) and translation (B, 3) for a pose (B, 144)."""
         shape, camera = self.person(condition.code)
         rest = self.rest_pelvis(shape.mean)
         if not self.config.refine_translation:
-            return pose6d, shape.mean, camera.pelvis(box) - rest
+            return shape.mean, camera.pelvis(box) - rest
         rotations = rotation6d_to_matrix(pose6d.unflatten(-1, (NUM_JOINTS, 6)))
         _, surface = self.body(rotations, shape.mean, torch.zeros_like(rest))
         pelvis = self.translation_fit((surface - rest[:, None])[:, None], keypoints, box, camera)
-        return pose6d, shape.mean, pelvis[:, 0] - rest
+        return shape.mean, pelvis[:, 0] - rest
