@@ -120,11 +120,12 @@ def fit(config: TrainConfig, mocap: Mocap, body: Body, out: Path) -> Path:
     torch.set_float32_matmul_precision("medium")
     plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples to lists, which yaml can say
     (out / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-    torch_body = TorchBody(body)
     poses, _ = load_pool(out / "pool_train.npz", mocap, "train", config.pool, config.seed, body)
     held_out, _ = load_pool(out / "pool_validation.npz", mocap, "validation", config.pool // 20, config.seed + 1, body)
 
-    model = build_model(config, torch_body)
+    model = build_model(config, TorchBody(body, mesh=False))
+    # A body of its own: examples are made on the CPU, also where the model goes to a GPU.
+    torch_body = TorchBody(body, mesh=False)
     checkpoints = out / "checkpoints"
     last = checkpoints / "last.ckpt"
     done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.exists() else 0
@@ -136,7 +137,7 @@ def fit(config: TrainConfig, mocap: Mocap, body: Body, out: Path) -> Path:
         accelerator="auto",
         devices=1,
         gradient_clip_val=config.clip,
-        logger=CSVLogger(out, name="", version="log"),
+        logger=CSVLogger(out, name="", version=f"log_{done}" if done else "log"),
         log_every_n_steps=50,
         val_check_interval=min(config.validate_every, config.steps),
         num_sanity_val_steps=0,
