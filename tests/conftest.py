@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from hmr_prob_ros.body import Body
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,3 +20,15 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}: set HMR_PROB_TEST_DATA to the folder with mocap/, models/ and real/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def body() -> Body:
+    """The default body."""
+    return Body.load()
+
+
+@pytest.fixture(scope="session")
+def rest(body: Body) -> np.ndarray:
+    """(24, 3) rest joints of its mean shape, metres."""
+    return body.rest_joints(np.zeros(10)).astype(np.float64)

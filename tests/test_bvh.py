@@ -13,22 +13,10 @@ from hmr_prob_ros.training.data.bvh import read_bvh, read_rest_row
 from hmr_prob_ros.training.data.limits import knee_bend
 from hmr_prob_ros.training.data.mocap import load_mocap
 from hmr_prob_ros.training.data.retarget import MocapError, resample, retarget
-from hmr_prob_ros.training.data.rotations import (
-    axis_angle_to_matrix,
-)
+from hmr_prob_ros.training.data.rotations import axis_angle_to_matrix
 
 pytest.importorskip("torch")
 J = {name: k for k, name in enumerate(JOINT_NAMES)}
-
-
-@pytest.fixture(scope="module")
-def body() -> Body:
-    return Body.load()
-
-
-@pytest.fixture(scope="module")
-def rest(body: Body) -> np.ndarray:
-    return body.rest_joints(np.zeros(10)).astype(np.float64)
 
 
 _BVH = """HIERARCHY

@@ -21,8 +21,8 @@ pytest.importorskip("hmr_prob_ros.msg", reason="the messages are not built: pip 
 pytest.importorskip("mcap", reason="needs the extra [demo]: pip install mcap av")
 
 from diagnostic_msgs.msg import DiagnosticArray
+from ros_processes import Process, bundle_arguments, photograph
 from sensor_msgs.msg import CameraInfo, Image
-from test_ros_node import Process, bundle_arguments, photograph
 
 from hmr_prob_ros.msg import HumanHypothesesArray
 from hmr_prob_ros.ros.bag import BagError, BagWriter, message_definition, read_bag

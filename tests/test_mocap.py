@@ -19,22 +19,10 @@ from hmr_prob_ros.training.data.asfamc import parse_asf, read_amc
 from hmr_prob_ros.training.data.limits import elbow_bend, knee_bend, mend, plausible
 from hmr_prob_ros.training.data.mocap import Mocap, assign_splits, load_mocap
 from hmr_prob_ros.training.data.retarget import Clip, MocapError, Motion, direction_error, resample, retarget
-from hmr_prob_ros.training.data.rotations import (
-    axis_angle_to_matrix,
-)
+from hmr_prob_ros.training.data.rotations import axis_angle_to_matrix
 
 pytest.importorskip("torch")
 J = {name: k for k, name in enumerate(JOINT_NAMES)}
-
-
-@pytest.fixture(scope="module")
-def body() -> Body:
-    return Body.load()
-
-
-@pytest.fixture(scope="module")
-def rest(body: Body) -> np.ndarray:
-    return body.rest_joints(np.zeros(10)).astype(np.float64)
 
 
 # Readers -------------------------------------------------------------------------------------------------------------

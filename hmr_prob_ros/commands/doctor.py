@@ -166,10 +166,7 @@ def _detector(name: str) -> Callable[[], str]:
 
 def _messages() -> str:
     msg = importlib.import_module("hmr_prob_ros.msg")
-    msg.HumanHypothesesArray()
-    from rclpy.type_support import check_for_type_support
-
-    check_for_type_support(msg.HumanHypothesesArray)  # loads the compiled part
+    importlib.import_module("hmr_prob_ros.ros.conversions").load_type_support(msg.HumanHypothesesArray)
     return "compiled, type support loads"
 
 

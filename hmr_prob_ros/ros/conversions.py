@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from rclpy.type_support import check_for_type_support
 from std_msgs.msg import Header
 
 from hmr_prob_ros.msg import (
@@ -28,6 +29,7 @@ from ..skeleton import JOINT_NAMES, NUM_JOINTS, NUM_KEYPOINTS
 __all__ = [
     "hypotheses_from_msg",
     "hypotheses_to_msg",
+    "load_type_support",
     "people_from_msg",
     "people_to_msg",
     "stamp_to_nanoseconds",
@@ -35,6 +37,11 @@ __all__ = [
 ]
 
 _NAMES = list(JOINT_NAMES)
+
+
+def load_type_support(message: type) -> None:
+    """Load the compiled part of a message type. Raises what rclpy raises where it is missing or does not fit."""
+    check_for_type_support(message)
 
 
 def stamp_to_nanoseconds(stamp: object) -> int:

@@ -1,0 +1,160 @@
+# ruff: noqa: E402 - what needs ROS is imported after the check that ROS is there
+"""Processes of the package in a ROS domain, and a client that is camera and planner to them; skips without ROS."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2: pip install 'ros-rclpy[fastrtps]' or source an installation")
+pytest.importorskip("hmr_prob_ros.msg", reason="the messages are not built: pip install -e .")
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from hmr_prob_ros.bundle import Bundle, BundleError
+from hmr_prob_ros.camera import Camera
+from hmr_prob_ros.msg import HumanHypothesesArray, HumanUncertaintyArray, PoseKeypointsArray
+from hmr_prob_ros.ros.fastdds import fastdds_environment
+from hmr_prob_ros.ros.images import camera_to_info, rgb_to_image
+
+FRAME = "test_optical_frame"
+CAMERA = Camera(512, 512, 600.0, 600.0, 256.0, 256.0)
+
+
+def bundle_arguments() -> list[str]:
+    """Parameters that choose the bundle under test (``HMR_PROB_TEST_BUNDLE``, default: the shipped one)."""
+    folder = os.environ.get("HMR_PROB_TEST_BUNDLE")
+    try:
+        Bundle.load(folder)
+    except BundleError as error:
+        pytest.skip(f"no bundle to run: {error}")
+    return ["-p", f"bundle:={folder}"] if folder else []
+
+
+def photograph() -> np.ndarray:
+    """scikit-image's astronaut (512, 512, 3) RGB."""
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image for its photograph of a person")
+    return np.ascontiguousarray(data.astronaut())
+
+
+class Process:
+    """A module of the package as a child process in a ROS domain, with its output in a file."""
+
+    def __init__(self, folder: Path, domain: int, *arguments: str, module: str = "estimator_node") -> None:
+        self.log = folder / f"{module}_{random.getrandbits(32)}.log"
+        environment = fastdds_environment()
+        root = str(Path(__file__).resolve().parents[1])
+        environment.update(
+            ROS_DOMAIN_ID=str(domain),
+            ROS_LOG_DIR=str(folder),
+            PYTHONPATH=os.pathsep.join(p for p in (root, environment.get("PYTHONPATH", "")) if p),
+        )
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"hmr_prob_ros.ros.{module}", *arguments],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, words: str, timeout: float = 60) -> None:
+        end = time.monotonic() + timeout
+        while words not in self.text:
+            assert self.process.poll() is None, f"the process ended: {self.text}"
+            assert time.monotonic() < end, f"{words!r} did not come within {timeout} s: {self.text}"
+            time.sleep(0.05)
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+class Client:
+    """What a camera and a planner do: publishes pictures, collects what the estimator says."""
+
+    def __init__(self, domain: int) -> None:
+        os.environ.update({k: v for k, v in fastdds_environment().items() if k.endswith("PROFILES_FILE")})
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = Node("test_client", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.image = self.node.create_publisher(Image, "/camera/image_raw", QoSProfile(depth=4))
+        self.compressed = self.node.create_publisher(
+            CompressedImage, "/camera/image_raw/compressed", QoSProfile(depth=4)
+        )
+        self.info = self.node.create_publisher(CameraInfo, "/camera/camera_info", QoSProfile(depth=4))
+        self.keypoints = self.node.create_publisher(PoseKeypointsArray, "/human/keypoints2d", QoSProfile(depth=4))
+        self.got: dict[str, list[Any]] = {
+            "hypotheses": [],
+            "uncertainty": [],
+            "markers": [],
+            "overlay": [],
+            "diagnostics": [],
+        }
+        self.listen(HumanHypothesesArray, "/human/hypotheses", "hypotheses")
+        self.listen(HumanUncertaintyArray, "/human/uncertainty", "uncertainty")
+        self.listen(DiagnosticArray, "/diagnostics", "diagnostics")
+        self.seconds = 1_000_000
+
+    def listen(self, kind: type, topic: str, name: str, qos: QoSProfile | None = None) -> Any:
+        return self.node.create_subscription(kind, topic, self.got[name].append, qos or QoSProfile(depth=10))
+
+    def spin_until(self, done: Callable[[], Any], timeout: float = 20) -> bool:
+        end = time.monotonic() + timeout
+        while not (found := done()) and time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.05)
+        return bool(found)
+
+    def header(self) -> Header:
+        """A header with a stamp of its own, one second after the last."""
+        self.seconds += 1
+        return Header(stamp=Time(sec=self.seconds, nanosec=123_456_789), frame_id=FRAME)
+
+    def send_info(self, header: Header, camera: Camera = CAMERA) -> None:
+        msg = camera_to_info(camera, CameraInfo(header=header))
+        self.info.publish(msg)
+
+    def send(self, image: np.ndarray, header: Header | None = None) -> Header:
+        header = header or self.header()
+        self.image.publish(rgb_to_image(image, Image(header=header)))
+        return header
+
+    def answers(self, header: Header, name: str = "hypotheses") -> list[Any]:
+        return [m for m in self.got[name] if m.header.stamp == header.stamp]
+
+    def answer(self, header: Header, name: str = "hypotheses", timeout: float = 20) -> Any:
+        assert self.spin_until(lambda: self.answers(header, name), timeout), f"no {name} for {header.stamp}"
+        return self.answers(header, name)[0]
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.try_shutdown()
