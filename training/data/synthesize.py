@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["Examples", "SynthesisConfig", "Synthesizer", "batch_condition"]
+__all__ = ["SynthesisConfig", "Synthesizer"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmr_prob_ros import camera as camera_module
-from hmr_prob_ros.skeleton import JOINT_KEYPOINTS, KEYPOINT_NAMES
+from hmr_prob_ros.skeleton import KEYPOINT_NAMES
 
 from ..body import TorchBody
 from ..rotations import axis_angle_to_matrix, matrix_to_rotation6d
+from .examples import Examples, batch_condition
 from .noise import HIDDEN_BY_SELF, OUTSIDE, VISIBLE, DetectorNoise, person_scale
 from .views import CameraRange, Views, look, occlude, self_occlusion
 
@@ -40,65 +39,6 @@ class SynthesisConfig:
     """Bodies with a joint nearer to the camera's plane than this, in metres, are drawn again."""
     min_seen: int = 4
     """Fewest keypoints above the crop's confidence."""
-
-
-@dataclass
-class Examples:
-    """A batch of training examples; B examples, metres and radians, optical frame.
-
-    ``keypoints`` (B, 23, 3) and ``box`` (B, 3) as ``camera.condition`` gives them; ``pose6d`` (B, 144);
-    ``rotations`` (B, 24, 3, 3); ``betas`` (B, 10); ``translation`` (B, 3); ``joints`` (B, 24, 3);
-    ``keypoints3d`` (B, 23, 3); ``state`` (B, 23) of the noise module; ``detected`` (B, 23, 3) pixels and confidence;
-    ``intrinsics`` (B, 4); ``size`` (B, 2); ``index`` (B,) row of the pose that was given.
-    """
-
-    keypoints: Tensor
-    box: Tensor
-    pose6d: Tensor
-    rotations: Tensor
-    betas: Tensor
-    translation: Tensor
-    joints: Tensor
-    keypoints3d: Tensor
-    state: Tensor
-    detected: Tensor
-    intrinsics: Tensor
-    size: Tensor
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.keypoints)
-
-    def __getitem__(self, rows: Any) -> Examples:
-        return Examples(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-    @property
-    def visible(self) -> Tensor:
-        """(B, 24) bool: a joint is visible where one of the keypoints that show it is really seen."""
-        seen = self.state == VISIBLE
-        return torch.stack([seen[:, list(k)].any(dim=1) for k in JOINT_KEYPOINTS], dim=1)
-
-
-def batch_condition(detected: Tensor, intrinsics: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``hmr_prob_ros.camera.condition`` for a batch of undistorted cameras.
-
-    Returns:
-        ``keypoints`` (B, 23, 3), ``box`` (B, 3), and (B,) how many keypoints shape the crop.
-    """
-    pixels, confidence = detected[..., :2], detected[..., 2].clamp(0, 1)
-    inside = ((pixels >= 0) & (pixels < size[:, None])).all(dim=-1)
-    confidence = torch.where(inside, confidence, torch.zeros_like(confidence))
-    rays = (pixels - intrinsics[:, None, 2:]) / intrinsics[:, None, :2]
-    sure = confidence >= camera_module.CROP_CONFIDENCE
-    far = torch.full_like(rays, torch.inf)
-    low = torch.where(sure[..., None], rays, far).amin(dim=1)
-    high = torch.where(sure[..., None], rays, -far).amax(dim=1)
-    centre = (low + high) / 2
-    side = ((high - low).amax(dim=1) * camera_module.CROP_PADDING).clamp_min(camera_module.MIN_CROP)
-    local = ((rays - centre[:, None]) / (side[:, None, None] / 2)).clamp(-3, 3)
-    local = torch.where(confidence[..., None] > 0, local, torch.zeros_like(local))
-    keypoints = torch.cat((local, confidence[..., None]), dim=-1)
-    return keypoints, torch.cat((centre, side[:, None]), dim=1), sure.sum(dim=1)
 
 
 class Synthesizer:
