@@ -16,7 +16,15 @@ import torch
 from nflows.transforms import CompositeTransform, Transform
 from torch import Tensor, nn
 
-__all__ = ["AffineCoupling", "ConditionalFlow", "FixedPermutation", "Standardise", "TransformChain", "soft_clamp"]
+__all__ = [
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "ConditionalFlow",
+    "FixedPermutation",
+    "Standardise",
+    "TransformChain",
+    "soft_clamp",
+]
 
 
 def soft_clamp(raw: Tensor, alpha: float = 2.0) -> Tensor:
@@ -99,6 +107,9 @@ class AffineCoupling(Transform):
         dropout: probability, active in training only.
     """
 
+    outputs = 2
+    """Numbers that the networks give for each one that is moved: a scale and a shift."""
+
     def __init__(self, size: int, context: int, hidden: int, alpha: float = 2.0, dropout: float = 0.0) -> None:
         super().__init__()
         if size % 2:
@@ -107,7 +118,7 @@ class AffineCoupling(Transform):
         self.first = nn.Linear(self.half, hidden, bias=False)
         self.from_context = nn.Linear(context, hidden)
         self.second = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, size)
+        self.last = nn.Linear(hidden, self.outputs * self.half)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.first, self.from_context, self.second):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
@@ -115,12 +126,15 @@ class AffineCoupling(Transform):
         nn.init.normal_(self.last.weight, std=1e-3)
         nn.init.zeros_(self.last.bias)
 
-    def _scale_shift(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _network(self, kept: Tensor, context: Tensor) -> Tensor:
         hidden = torch.relu(self.first(kept) + self.from_context(context)[:, None])
         # Two axes from here on: a runtime fuses product, bias and ReLU of a matrix, not of a batch of them.
         hidden = self.dropout(torch.relu(self.second(hidden.flatten(0, 1))))
         # Under autocast the layers give bfloat16; the determinant is summed in the precision of the data.
-        out = self.last(hidden).to(kept.dtype).reshape(kept.shape[:2] + (2 * self.half,))
+        return self.last(hidden).to(kept.dtype).reshape(kept.shape[:2] + (self.outputs * self.half,))
+
+    def _scale_shift(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        out = self._network(kept, context)
         return soft_clamp(out[..., : self.half], self.alpha), out[..., self.half :]
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -135,6 +149,25 @@ class AffineCoupling(Transform):
 
     def extra_repr(self) -> str:
         return f"size={2 * self.half}, alpha={self.alpha}"
+
+
+class AdditiveCoupling(AffineCoupling):
+    r"""A coupling whose networks only shift, and whose scale is learned but the same for all points and conditions.
+
+    .. math:: y_b = x_b\,e^{s} + t(x_a, c), \qquad \log|\det| = \sum_i s_i
+
+    (Dinh et al., "NICE", 2015; its diagonal scaling is here in every coupling, else a flow of them could not be
+    narrower than its data.) The determinant is constant, so latent zero is exactly the mode.
+    """
+
+    outputs = 1
+
+    def __init__(self, size: int, context: int, hidden: int, alpha: float = 2.0, dropout: float = 0.0) -> None:
+        super().__init__(size, context, hidden, alpha, dropout)
+        self.raw_scale = nn.Parameter(torch.zeros(self.half))
+
+    def _scale_shift(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return soft_clamp(self.raw_scale, self.alpha), self._network(kept, context)
 
 
 class TransformChain(CompositeTransform):
@@ -161,6 +194,7 @@ class ConditionalFlow(nn.Module):
         couplings: how many affine couplings, each before a fixed random permutation.
         alpha, dropout: see :class:`AffineCoupling`.
         seed: seed of the permutations.
+        additive: :class:`AdditiveCoupling` instead; latent zero is then exactly the mode.
 
     Example:
         >>> flow = ConditionalFlow(size=6, context=3, hidden=16, couplings=2)
@@ -181,14 +215,16 @@ class ConditionalFlow(nn.Module):
         alpha: float = 2.0,
         dropout: float = 0.0,
         seed: int = 0,
+        additive: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
+        coupling = AdditiveCoupling if additive else AffineCoupling
         self.standardise = Standardise(size)
         layers: list[Transform] = []
         for i in range(couplings):
             layers.append(FixedPermutation(size, seed=1000 * seed + i))
-            layers.append(AffineCoupling(size, context, hidden, alpha, dropout))
+            layers.append(coupling(size, context, hidden, alpha, dropout))
         self.transform = TransformChain(layers)
 
     def to_noise(self, data: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,15 @@ turns them to metres.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...skeleton import KEYPOINT_NAMES, NUM_KEYPOINTS
+
+if TYPE_CHECKING:
+    from .base import ModelConfig
 
 __all__ = [
     "CameraGuess",
@@ -55,6 +58,10 @@ class CameraGuess(NamedTuple):
     log_depth: Tensor
     log_sigma: Tensor
 
+    def first(self, count: int) -> CameraGuess:
+        """The guess for the first ``count`` persons."""
+        return CameraGuess(*(value[:count] for value in self))
+
     def pelvis(self, box: Tensor) -> Tensor:
         """Pelvis (B, 3) in the optical frame, metres, for boxes (B, 3) = (cx, cy, size)/focal."""
         depth = torch.exp(self.log_depth) / box[:, 2]
@@ -76,6 +83,10 @@ class ShapeGuess(NamedTuple):
 
     mean: Tensor
     log_sigma: Tensor
+
+    def first(self, count: int) -> ShapeGuess:
+        """The guess for the first ``count`` persons."""
+        return ShapeGuess(self.mean[:count], self.log_sigma[:count])
 
     def nll(self, betas: Tensor) -> Tensor:
         """Negative log-likelihood (B,), up to a constant, of the true ``betas`` (B, 10)."""
@@ -100,28 +111,53 @@ class _Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Residual MLP over 23 keypoints and the box: (B, 23, 3), (B, 3) -> :class:`Condition` with C features.
+    """Residual MLP over 23 keypoints, the box and a picture: (B, 23, 3), (B, 3) -> :class:`Condition` of C features.
+
+    What the configuration switches off enters as zeros. Features of a picture join by one linear map.
 
     Args:
-        condition: C.
-        width: width of the residual blocks.
-        depth: number of residual blocks.
-        dropout: probability inside a block, training only.
+        config: a ``ModelConfig``: condition (C), encoder_width, encoder_depth, dropout, use_*, image*.
     """
 
-    def __init__(self, condition: int = 256, width: int = 512, depth: int = 2, dropout: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.use = (config.use_keypoints, config.use_confidence, config.use_box)
+        width = config.encoder_width
         self.enter = nn.Linear(3 * NUM_KEYPOINTS + 3, width)
-        self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, condition)
+        self.backbone = self.picture = None
+        if config.image:
+            from .backbone import Backbone  # needs timm, which a model of keypoints alone does not
 
-    def forward(self, keypoints: Tensor, box: Tensor) -> Condition:
-        keypoints, turn = face_crop(keypoints, box)
-        points = keypoints[..., :2].flatten(1)
+            self.backbone = Backbone(config.image, config.image_weights, config.image_frozen)
+            self.picture = nn.Linear(self.backbone.features, width)
+        self.blocks = nn.ModuleList(_Block(width, config.dropout) for _ in range(config.encoder_depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, config.condition)
+
+    def forward(self, keypoints: Tensor, box: Tensor, image: Tensor | None = None) -> Condition:
+        use_keypoints, use_confidence, use_box = self.use
+        if use_box:
+            keypoints, turn = face_crop(keypoints, box)
+        else:  # a crop that could be anywhere is taken to lie straight ahead
+            turn = torch.eye(3, dtype=box.dtype, device=box.device).expand(len(box), 3, 3)
+        points, confidence = keypoints[..., :2].flatten(1), keypoints[..., 2]
+        if not use_confidence:
+            confidence = (confidence > 0).to(confidence.dtype)
+        confidence = 2 * confidence - 1
         # The size enters by its logarithm, about unit spread.
-        size = torch.log(box[:, 2:].clamp_min(1e-4)) + 1.0
-        hidden = self.enter(torch.cat((points, 2 * keypoints[..., 2] - 1, box[:, :2], size), dim=-1))
+        place = torch.cat((box[:, :2], torch.log(box[:, 2:].clamp_min(1e-4)) + 1.0), dim=-1)
+        if not use_keypoints:
+            points, confidence = torch.zeros_like(points), torch.zeros_like(confidence)
+        if not use_box:
+            place = torch.zeros_like(place)
+        hidden = self.enter(torch.cat((points, confidence, place), dim=-1))
+        if self.backbone is not None:
+            if image is None:
+                raise ValueError(
+                    "the model has an image backbone but was given no picture: train on data with images "
+                    "(`hmr-prob make-shards` without --no-images), or set model.image to ''"
+                )
+            hidden = hidden + self.picture(self.backbone(image))
         for block in self.blocks:
             hidden = block(hidden)
         return Condition(torch.relu(self.leave(self.norm(hidden))), turn)

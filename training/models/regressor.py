@@ -1,7 +1,7 @@
-"""The single-hypothesis baseline: one pose per person, same encoder, heads and translation fit as the flow.
+"""The single-hypothesis baseline (M = 1, the HMR/SPIN row): one pose per person, same encoder, heads and translation.
 
-What every probabilistic method is to be compared with: trained on the same examples, it gives the mean of what the
-flow spreads out.
+What every probabilistic method is to be compared with: trained on the same examples, it gives the mean of what a
+posterior spreads out.
 """
 
 from __future__ import annotations
@@ -11,58 +11,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...skeleton import NUM_JOINTS
-from ..rotations import rotation6d_to_matrix
-from .encoder import CameraGuess, Condition, Encoder, PersonHeads, ShapeGuess, TranslationFit, turn_root
-from .flow import POSE_SIZE, rest_pelvis
+from ..data.examples import Examples
+from ..loss_config import LossConfig
+from .base import POSE_SIZE, LiftingModel, ModelConfig
+from .encoder import Condition, turn_root
 
-__all__ = ["Regressor", "RegressorConfig"]
+__all__ = ["Regressor", "RegressorConfig", "pose_network"]
+
+
+def pose_network(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
+    """ReLU layers that start near zero."""
+    parts: list[nn.Module] = []
+    for i in range(layers):
+        parts += [nn.Linear(inputs if i == 0 else hidden, hidden), nn.ReLU()]
+    last = nn.Linear(hidden, outputs)
+    nn.init.normal_(last.weight, std=1e-2 / hidden**0.5)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*parts, last)
 
 
 @dataclass(frozen=True)
-class RegressorConfig:
-    """Everything that shapes a :class:`Regressor`; the names are those of ``FlowConfig``."""
+class RegressorConfig(ModelConfig):
+    """Everything that shapes a :class:`Regressor`; ``layers`` of its pose network."""
 
     hidden: int = 1024
     layers: int = 2
-    condition: int = 256
-    encoder_width: int = 512
-    encoder_depth: int = 2
-    head_hidden: int = 256
-    dropout: float = 0.0
-    refine_translation: bool = True
-    num_betas: int = 10
 
 
-class Regressor(nn.Module):
-    """keypoints, box -> one pose in 6D, betas and translation.
-
-    Args:
-        config: sizes and options.
-        body: a ``TorchBody``, not saved with the weights.
-    """
+class Regressor(LiftingModel):
+    """keypoints, box -> one pose in 6D, betas and translation."""
 
     name = "regressor"
+    config_class = RegressorConfig
 
     def __init__(self, config: RegressorConfig, body: nn.Module) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.condition, config.encoder_width, config.encoder_depth, config.dropout)
-        self.person = PersonHeads(config.condition, config.head_hidden, config.num_betas)
-        layers: list[nn.Module] = []
-        for i in range(config.layers):
-            layers += [nn.Linear(config.condition if i == 0 else config.hidden, config.hidden), nn.ReLU()]
-        last = nn.Linear(config.hidden, POSE_SIZE)
-        nn.init.normal_(last.weight, std=1e-2 / config.hidden**0.5)
-        nn.init.zeros_(last.bias)
-        self.pose = nn.Sequential(*layers, last)
+        super().__init__(config, body)
+        self.pose = pose_network(config.condition, config.hidden, config.layers, POSE_SIZE)
         self.register_buffer("mean", torch.zeros(POSE_SIZE))
         self.register_buffer("std", torch.ones(POSE_SIZE))
-        self.translation_fit = TranslationFit()
-        self.body = body
-        offset, slope = rest_pelvis(body, config.num_betas)
-        self.register_buffer("pelvis_offset", offset, persistent=False)
-        self.register_buffer("pelvis_slope", slope, persistent=False)
+
+    @property
+    def heads(self) -> int:
+        return 1
 
     @torch.no_grad()
     def fit_statistics(self, pose6d: Tensor, floor: float = 0.02) -> None:
@@ -70,36 +60,23 @@ class Regressor(nn.Module):
         self.mean.copy_(pose6d.mean(0))
         self.std.copy_(pose6d.std(0).clamp_min(floor))
 
-    def condition(self, keypoints: Tensor, box: Tensor) -> Condition:
-        """What keypoints (B, 23, 3) in boxes (B, 3) tell; every other method takes it."""
-        return self.encoder(keypoints, box)
-
-    def guesses(self, condition: Condition) -> tuple[ShapeGuess, CameraGuess]:
-        """Shape and camera with their deviations; their ``nll`` methods train the heads."""
-        return self.person(condition.code)
-
-    def rest_pelvis(self, betas: Tensor) -> Tensor:
-        """Pelvis of the rest pose (..., 3) for betas (..., 10)."""
-        return self.pelvis_offset + betas @ self.pelvis_slope
-
     def pose6d(self, condition: Condition) -> Tensor:
         """Pose in 6D (B, 144), not yet orthonormal."""
         pose6d = self.pose(condition.code).to(self.mean.dtype) * self.std + self.mean
         return turn_root(pose6d[:, None], condition.turn.transpose(-1, -2))[:, 0]
 
-    def forward(self, keypoints: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pose in 6D (B, 144), betas (B, 10) and SMPL translation (B, 3) in metres, optical frame."""
-        condition = self.condition(keypoints, box)
-        pose6d = self.pose6d(condition)
-        return (pose6d, *self.place(pose6d, condition, keypoints, box))
+    def forward(
+        self, keypoints: Tensor, box: Tensor, latents: Tensor | None = None, image: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        condition = self.condition(keypoints, box, image)
+        shape, camera = self.guesses(condition)
+        out = self.bodies(self.pose6d(condition)[:, None], shape.mean[:, None], keypoints, box, camera)
+        return {**out, "sample_weight": torch.ones_like(box[:, :1])}
 
-    def place(self, pose6d: Tensor, condition: Condition, keypoints: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-        """Betas (B, 10) and translation (B, 3) for a pose (B, 144)."""
-        shape, camera = self.person(condition.code)
-        rest = self.rest_pelvis(shape.mean)
-        if not self.config.refine_translation:
-            return shape.mean, camera.pelvis(box) - rest
-        rotations = rotation6d_to_matrix(pose6d.unflatten(-1, (NUM_JOINTS, 6)))
-        _, surface = self.body(rotations, shape.mean, torch.zeros_like(rest))
-        pelvis = self.translation_fit((surface - rest[:, None])[:, None], keypoints, box, camera)
-        return shape.mean, pelvis[:, 0] - rest
+    def losses(self, examples: Examples, config: LossConfig) -> dict[str, Tensor]:
+        with self.networks():
+            condition = self.condition(examples.keypoints, examples.box, examples.image)
+            pose6d = self.pose6d(condition)
+        shape, camera = self.guesses(condition.first(len(examples)))
+        out = self.bodies(pose6d[:, None], shape.mean[:, None], examples.keypoints, examples.box, camera)
+        return self.head_losses(examples, shape, camera, config) | self.sample_losses(out, examples, config)
