@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import numpy as np
 import pytest
 
 from hmr_prob_ros.body import Body
+
+# Before any test imports Lightning, which imports torchvision, which may need mending.
+with contextlib.suppress(ImportError):
+    import hmr_prob_ros.training  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 
