@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..skeleton import NUM_JOINTS, NUM_KEYPOINTS, PARENTS
-from .models import FlowPosterior
-from .quantize import Quantizer
+from .models import FlowPosterior, JointPosterior
+from .quantize import Quantizer, shares
 
 __all__ = ["OUTPUTS", "DensityGraph", "Kinematics", "PosteriorGraph"]
 
@@ -142,18 +142,25 @@ class Kinematics(nn.Module):
 
 
 class PosteriorGraph(nn.Module):
-    """All of ``model.onnx``: samples, their n-quantised modes, mean and covariance."""
+    """All of ``model.onnx``: samples, their modes, mean and covariance.
+
+    The modes of a ``JointPosterior`` are the first of its learned hypotheses; ``mode_index`` is their number. Of other
+    flows they are n-quantised samples, and ``mode_index`` is the sample's.
+    """
 
     def __init__(self, model: FlowPosterior, modes: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.modes = model, modes
         self.kinematics = Kinematics(model.body)
-        self.quantizer = Quantizer(modes)
+        self.learned = isinstance(model, JointPosterior)
+        self.quantiser = model.leading(modes) if self.learned else Quantizer(modes)
 
     def forward(self, keypoints: Tensor, box: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """(B, 23, 3), (B, 3), (B, N, D) -> the tensors of ``OUTPUTS``."""
         model = self.model
         condition = model.condition(keypoints, box)
+        if self.learned:  # the mode, the other hypotheses, the draws
+            latents = torch.cat((model.hypotheses(condition, self.quantiser), latents[:, 1:]), dim=1)
         shape, camera = model.guesses(condition)
         betas = shape.mean.T[..., None]  # (10, B, 1)
         drawn = model.shape_latents(latents)
@@ -180,19 +187,25 @@ class PosteriorGraph(nn.Module):
             "betas": betas,
             "translation": pelvis - model.rest_pelvis(betas),
         }
-
+        if self.learned:
+            hypotheses = {name: value[:, : self.modes] for name, value in values.items()}
+            values = {name: torch.cat((value[:, :1], value[:, self.modes :]), 1) for name, value in values.items()}
+            index, weight, choice = shares(points[:, : self.modes], points[:, self.modes :])
+            joints = values["joints"].permute(2, 3, 0, 1)
         # Draws of the posterior weigh the same: a cluster's share of them is its probability.
-        weights = torch.ones_like(log_density)
-        weights = weights / weights.sum(-1, keepdim=True)
-        index, weight, choice = self.quantizer(points, weights)
+        equal = torch.ones_like(values["log_density"])
+        equal = equal / equal.sum(-1, keepdim=True)
+        if not self.learned:
+            index, weight, choice = self.quantiser(points, equal)
+            hypotheses = values
         outputs = {"sample_" + name: value for name, value in values.items()}
         outputs |= {"mode_index": index, "mode_weight": weight}
-        for name, value in values.items():
+        for name, value in hypotheses.items():
             if value.ndim == 2:
                 outputs["mode_" + name] = (choice @ value[..., None])[..., 0]
             else:
                 outputs["mode_" + name] = (choice @ value.flatten(2)).unflatten(-1, value.shape[2:])
-        outputs["mean"], outputs["covariance"] = self.moments(joints, weights)
+        outputs["mean"], outputs["covariance"] = self.moments(joints, equal)
         return tuple(outputs[name] for name in OUTPUTS)
 
     @staticmethod

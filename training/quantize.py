@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..quantize import CANDIDATES, STEPS, candidate_uniforms
 
-__all__ = ["Quantizer", "relative_points"]
+__all__ = ["Quantizer", "relative_points", "shares"]
 
 _FAR = 1e9
 _WEIGHT_GRID = float(2**20)
@@ -81,7 +81,7 @@ class Quantizer(nn.Module):
             cost = centres @ right
             member = (cost.argmin(1, keepdim=True) == self.modes).to(dtype) * mass  # (B, n, N)
             total = member.sum(-1, keepdim=True)
-            moved = (member @ left[..., :-2]) / total.clamp_min(1e-12)  # -2 c
+            moved = (member @ left[..., :-2]) / total.clamp_min(1e-37)  # -2 c
             moved = torch.cat((moved, (0.25 * moved * moved).sum(-1, keepdim=True), one[:, :1].expand_as(total)), -1)
             if step == self.steps - 2:
                 worst = (cost.amin(1, keepdim=True) * mass).argmax(-1, keepdim=True) == number
@@ -101,13 +101,41 @@ class Quantizer(nn.Module):
         member = choice + member * (1 - choice.sum(1, keepdim=True))
         weight = member @ column  # (B, n, 1)
 
-        # Sorting without a sort: the rank is the number of heavier modes, ties by order.
-        level = torch.round(weight * _WEIGHT_GRID)
-        across = level.transpose(1, 2)
-        earlier = self.modes[:, 0] < self.modes
-        heavier = ((across > level) | ((across == level) & earlier)).to(dtype).sum(-1)  # (B, n)
-        order = (heavier[:, None] == self.modes.to(dtype)).to(dtype)  # (B, rank, n)
+        order = _heaviest_first(weight)
         choice = order @ choice
         weight = (order @ weight)[..., 0]
         index = (choice * number.to(dtype)).sum(-1)
         return index.to(torch.int64), weight / weight.sum(-1, keepdim=True), choice
+
+
+def _heaviest_first(weight: Tensor) -> Tensor:
+    """The permutation (B, n, n) that sorts weights (B, n, 1), without a sort: the rank of a mode is the number of
+    heavier ones, ties by order."""
+    level = torch.round(weight * _WEIGHT_GRID)
+    across = level.transpose(1, 2)
+    number = torch.arange(weight.shape[1], device=weight.device)
+    heavier = ((across > level) | ((across == level) & (number < number[:, None]))).to(weight.dtype).sum(-1)  # (B, n)
+    return (heavier[:, None] == number[:, None].to(weight.dtype)).to(weight.dtype)  # (B, rank, n)
+
+
+def shares(modes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of given modes: the share of draws that lie nearest to each, where every mode counts as one draw too.
+
+    Args:
+        modes: (B, n, P).
+        draws: (B, N, P).
+
+    Returns:
+        As :meth:`Quantizer.forward`, heaviest first: ``index`` (B, n), ``weight`` (B, n), ``choice`` (B, n, n).
+    """
+    centre = modes.mean(1, keepdim=True)
+    modes, draws = modes - centre, draws - centre
+    # |x - c|^2 without |x|^2, which is the same for all modes.
+    cost = (modes * modes).sum(-1, keepdim=True) - 2 * (modes @ draws.transpose(1, 2))  # (B, n, N)
+    number = torch.arange(modes.shape[1], device=modes.device)
+    member = (cost.argmin(1, keepdim=True) == number[:, None]).to(modes.dtype)
+    weight = member.sum(-1, keepdim=True) + 1
+    weight = weight / weight.sum(1, keepdim=True)
+    choice = _heaviest_first(weight)
+    index = (choice * number.to(modes.dtype)).sum(-1)
+    return index.to(torch.int64), (choice @ weight)[..., 0], choice

@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adversary import PoseDiscriminator
+from .base import POSE_SIZE, LiftingModel, ModelConfig
+from .cvae import VariationalConfig, VariationalPosterior
 from .encoder import CameraGuess, Encoder, PersonHeads, ShapeGuess, TranslationFit
-from .flow import POSE_SIZE, FlowConfig, FlowPosterior
+from .flow import FlowConfig, FlowPosterior
+from .joint import JointConfig, JointPosterior
+from .lifting import Lifting, LiftingConfig
+from .mdn import MixtureConfig, MixtureDensity
+from .multi_head import MultiHead, MultiHeadConfig
+from .prohmr import ProHMR, ProHMRConfig
 from .regressor import Regressor, RegressorConfig
 
 __all__ = [
@@ -21,22 +29,46 @@ __all__ = [
     "Encoder",
     "FlowConfig",
     "FlowPosterior",
+    "JointConfig",
+    "JointPosterior",
+    "Lifting",
+    "LiftingConfig",
+    "LiftingModel",
+    "MixtureConfig",
+    "MixtureDensity",
+    "ModelConfig",
+    "MultiHead",
+    "MultiHeadConfig",
     "PersonHeads",
+    "PoseDiscriminator",
+    "ProHMR",
+    "ProHMRConfig",
     "Regressor",
     "RegressorConfig",
     "ShapeGuess",
     "TranslationFit",
+    "VariationalConfig",
+    "VariationalPosterior",
     "build_model",
     "load_checkpoint",
     "model_state",
     "save_checkpoint",
 ]
 
-MODELS: dict[str, tuple[type, type]] = {
-    "flow": (FlowConfig, FlowPosterior),
-    "regressor": (RegressorConfig, Regressor),
+MODELS: dict[str, type[LiftingModel]] = {
+    model.name: model
+    for model in (
+        FlowPosterior,
+        JointPosterior,
+        ProHMR,
+        Lifting,
+        MultiHead,
+        MixtureDensity,
+        VariationalPosterior,
+        Regressor,
+    )
 }
-"""Method name -> its configuration class and its module."""
+"""Every method by its name; ``config_class`` is what configures it."""
 
 
 class CheckpointError(ValueError):
@@ -44,7 +76,7 @@ class CheckpointError(ValueError):
 
 
 def build_model(config: dict[str, Any], body: nn.Module) -> nn.Module:
-    """A model of ``config``: ``{"model": "flow" | "regressor", **fields of its configuration}``.
+    """A model of ``config``: ``{"model": one of MODELS, **fields of its configuration}``.
 
     Raises:
         CheckpointError: unknown model or field.
@@ -53,7 +85,8 @@ def build_model(config: dict[str, Any], body: nn.Module) -> nn.Module:
     name = values.pop("model", None)
     if name not in MODELS:
         raise CheckpointError(f"unknown model {name!r}: set 'model' to one of {', '.join(MODELS)}")
-    config_class, model_class = MODELS[name]
+    model_class = MODELS[name]
+    config_class = model_class.config_class
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -64,8 +97,8 @@ def build_model(config: dict[str, Any], body: nn.Module) -> nn.Module:
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a model without its body, which has a file of its own."""
-    return {key: value for key, value in model.state_dict().items() if not key.startswith("body.")}
+    """The weights of a model without its body, which has a file of its own, and its adversary."""
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(("body.", "adversary."))}
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, meta: dict[str, Any] | None = None) -> None:
@@ -99,7 +132,10 @@ def load_checkpoint(path: str | Path, body: nn.Module) -> tuple[nn.Module, dict[
     missing = [key for key in ("config", "state", "meta") if not isinstance(data, dict) or key not in data]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by this project's training")
-    model = build_model(data["config"], body)
+    # The state holds a backbone's weights too: the file or the network that they came from is not needed again.
+    weights = data["config"].get("image_weights", "")
+    model = build_model({**data["config"], "image_weights": ""}, body)
+    model.config = dataclasses.replace(model.config, image_weights=weights)
     try:
         result = model.load_state_dict(data["state"], strict=False)
     except RuntimeError as error:  # a weight of another shape

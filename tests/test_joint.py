@@ -1,0 +1,185 @@
+"""The joint posterior's learned hypotheses: where they stand, what they weigh, what trains them, and their graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("nflows")
+
+from hmr_prob_ros.training.body import TorchBody  # noqa: E402
+from hmr_prob_ros.training.data.synthesize import Synthesizer  # noqa: E402
+from hmr_prob_ros.training.graph import OUTPUTS, PosteriorGraph  # noqa: E402
+from hmr_prob_ros.training.loss_config import LossConfig  # noqa: E402
+from hmr_prob_ros.training.models import JointConfig, JointPosterior, load_checkpoint, save_checkpoint  # noqa: E402
+from hmr_prob_ros.training.quantize import shares  # noqa: E402
+
+SMALL = dict(hidden=16, couplings=2, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16)
+
+
+@pytest.fixture(scope="module")
+def body() -> TorchBody:
+    return TorchBody(mesh=False)
+
+
+@pytest.fixture(scope="module")
+def examples(body: TorchBody):
+    poses = 0.3 * np.random.default_rng(0).standard_normal((40, 24, 3))
+    return Synthesizer(body, seed=3)(poses)[:12]
+
+
+@pytest.fixture
+def model(body: TorchBody) -> JointPosterior:
+    torch.manual_seed(0)
+    model = JointPosterior(JointConfig(hypotheses=6, nested=(3,), quantiser_hidden=20, **SMALL), body)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if key.endswith("last.weight"):
+                value.normal_(0, 0.05)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_zeros_give_the_hypotheses_and_the_rest_are_draws(model: JointPosterior, examples) -> None:
+    few = examples[:3]
+    latents = model.latents(3, 10, torch.Generator().manual_seed(1))
+    assert not latents[:, :6].any()
+    assert latents[:, 6:].std() == pytest.approx(1, abs=0.1)
+    out = model(few.keypoints, few.box, latents)
+    condition = model.condition(few.keypoints, few.box)
+    chosen = model.hypotheses(condition)
+    assert not chosen[:, 0].any()  # the first is the mode
+    whole = torch.cat((chosen, latents[:, 6:]), dim=1)
+    pose6d, log_density = model.sample(whole, condition)
+    torch.testing.assert_close(out["sample_pose6d"], pose6d)
+    torch.testing.assert_close(out["sample_log_density"], log_density)
+    # A density of its own for every hypothesis, by the way back too.
+    torch.testing.assert_close(model.log_prob(out["sample_pose6d"], condition), log_density, rtol=1e-3, atol=2e-2)
+    # Draws alone make up the moments; without draws all weigh the same.
+    weight = out["sample_weight"]
+    torch.testing.assert_close(weight.sum(-1), torch.ones(3))
+    assert not weight[:, :6].any()
+    torch.testing.assert_close(weight[:, 6:], torch.full((3, 4), 0.25))
+    for count in (1, 4, 6):
+        part = model(few.keypoints, few.box, model.latents(3, count))
+        torch.testing.assert_close(part["sample_weight"], torch.full((3, count), 1 / count))
+        torch.testing.assert_close(part["sample_joints"], out["sample_joints"][:, :count], rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_best_of_each_prefix_is_drawn_to_the_truth(model: JointPosterior, examples) -> None:
+    """Gradients reach the best hypothesis of all six, the best of the first three, and no other."""
+    few = examples[:1]
+    config = LossConfig(best_of_m=25, best_of_m_squared=True, sampled=0)
+    chosen = []
+    real = model.hypotheses
+
+    def spy(condition):
+        chosen.append(real(condition))
+        chosen[0].retain_grad()
+        return chosen[0]
+
+    model.hypotheses = spy
+    terms = model.losses(few, config)
+    assert set(terms) == {"best_of_m"}
+    terms["best_of_m"].backward()
+    with torch.no_grad():
+        joints = model(few.keypoints, few.box, model.latents(1, 6))["sample_joints"]
+    relative = joints - joints[:, :, :1] - (few.joints - few.joints[:, :1])[:, None]
+    squares = relative.square().mean((-1, -2))[0]
+    best = {int(squares.argmin()), int(squares[:3].argmin())}
+    moved = chosen[0].grad[0].abs().sum(-1)
+    assert {m for m in range(1, 6) if moved[m] > 0} == best - {0}
+    expected = 25 * (squares.min() + squares[:3].min()) / 2
+    assert float(terms["best_of_m"]) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_losses_switch(model: JointPosterior, examples) -> None:
+    """The mode and the draws have the losses of all methods; without its own losses nothing else is drawn."""
+    config = LossConfig(mode_joints=1, sample_keypoints=1, sampled=0)
+    assert set(model.losses(examples, config)) == {"mode_joints", "sample_keypoints"}
+    terms = model.losses(
+        examples, LossConfig(likelihood=0.1, best_of_m=1, reprojection=1, orthonormality=0.1, sampled=0)
+    )
+    assert set(terms) == {"likelihood", "best_of_m", "reprojection", "orthonormality"}
+    sum(terms.values()).backward()
+    for key, value in model.named_parameters():
+        if key.startswith("quantiser"):
+            assert value.grad is not None, key
+            assert value.grad.abs().sum() > 0, key
+
+
+def test_a_little_training_spreads_the_hypotheses(body: TorchBody, examples) -> None:
+    """The best hypothesis comes nearer to the truth than the mode does, for the prefix too."""
+    torch.manual_seed(0)
+    config = JointConfig(hypotheses=6, nested=(3,), quantiser_hidden=32, **{**SMALL, "hidden": 32})
+    model = JointPosterior(config, body)
+    model.fit_statistics(examples.pose6d)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = LossConfig(mode_joints=0.03, best_of_m=25, best_of_m_squared=True, sampled=0)
+    history = []
+    for _ in range(60):
+        terms = model.losses(examples, losses)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        history.append(float(terms["best_of_m"].detach()))
+    assert history[-1] < 0.5 * history[0]
+    with torch.no_grad():
+        joints = model(examples.keypoints, examples.box, model.latents(len(examples), 6))["sample_joints"]
+    error = (joints - joints[:, :, :1] - (examples.joints - examples.joints[:, :1])[:, None]).norm(dim=-1).mean(-1)
+    assert error.amin(1).mean() < error[:, :3].amin(1).mean() < error[:, 0].mean()
+
+
+def test_shares_are_counts_of_nearest_draws() -> None:
+    random = np.random.default_rng(2)
+    modes, draws = random.standard_normal((4, 5, 6)) + 7, random.standard_normal((4, 40, 6)) + 7
+    index, weight, choice = shares(torch.from_numpy(modes), torch.from_numpy(draws))
+    for b in range(4):
+        nearest = np.linalg.norm(draws[b][None] - modes[b][:, None], axis=-1).argmin(0)
+        counts = np.bincount(nearest, minlength=5) + 1
+        order = np.argsort(-counts, kind="stable")
+        np.testing.assert_array_equal(index[b], order)
+        np.testing.assert_allclose(weight[b], counts[order] / counts.sum())
+        np.testing.assert_array_equal(choice[b] @ torch.arange(5.0, dtype=torch.float64), order)
+
+
+@torch.no_grad()
+def test_the_graph_gives_the_hypotheses_as_modes(model: JointPosterior, examples) -> None:
+    few = examples[:3]
+    random = torch.Generator().manual_seed(5)
+    latents = torch.randn(3, 30, model.latent_size, generator=random)
+    latents[:, 0] = 0
+    out = dict(zip(OUTPUTS, PosteriorGraph(model, 4)(few.keypoints, few.box, latents)))
+    zeros = torch.zeros(3, 6, model.latent_size)
+    whole = model(few.keypoints, few.box, torch.cat((zeros, latents[:, 1:]), dim=1))
+    draws = {key: torch.cat((value[:, :1], value[:, 6:]), dim=1) for key, value in whole.items()}
+    for key in ("joints", "keypoints", "log_density", "rotations", "betas", "translation"):
+        torch.testing.assert_close(out["sample_" + key], draws["sample_" + key], rtol=1e-3, atol=1e-3)
+        given = out["mode_" + key]
+        index = out["mode_index"].reshape(3, 4, *(1,) * (given.ndim - 2))
+        expected = torch.take_along_dim(whole["sample_" + key][:, :4], index, dim=1)
+        torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+    assert sorted(out["mode_index"][0].tolist()) == [0, 1, 2, 3]
+    assert (out["mode_weight"].diff(dim=1) <= 0).all()
+    torch.testing.assert_close(out["mean"], draws["sample_joints"].mean(1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="6 hypotheses: it cannot give 7 modes"):
+        PosteriorGraph(model, 7)
+
+
+def test_checkpoints_and_settings(model: JointPosterior, body: TorchBody, examples, tmp_path) -> None:
+    save_checkpoint(tmp_path / "model.pt", model)
+    loaded, _ = load_checkpoint(tmp_path / "model.pt", body)
+    assert loaded.config == model.config
+    latents = model.latents(2, 8, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = (m(examples.keypoints[:2], examples.box[:2], latents) for m in (model, loaded))
+    torch.testing.assert_close(first["sample_joints"], second["sample_joints"], atol=0, rtol=0)
+    for wrong in (
+        dict(hypotheses=1),
+        dict(hypotheses=4, nested=(4,)),
+        dict(nested=(1,)),
+        dict(refine_translation=False),
+    ):
+        with pytest.raises(ValueError, match="model"):
+            JointConfig(**wrong)
