@@ -1,4 +1,4 @@
-"""Reads the pickles of licensed body models without running what is in them.
+"""Reads the pickles of licensed body models and data sets without running what is in them.
 
 The official SMPL files are Python 2 pickles that hold `chumpy` and `scipy.sparse` objects. A bare ``pickle.load``
 would run any code that such a file names, so this reader admits numpy's array constructors and nothing else; chumpy
@@ -7,13 +7,19 @@ and scipy classes become `Shell`, which keeps their state and has no behaviour. 
 
 from __future__ import annotations
 
-__all__ = ["Shell", "dense", "load_pickle"]
+__all__ = ["Shell", "dense", "load_pickle", "load_stream"]
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+
+def _from_buffer(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray:
+    """An array (a copy) from its bytes, as numpy's own function of that name."""
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order=order).copy()
+
 
 # Array constructors by the names that files give them: numpy moved its private package from `core` to `_core`.
 _ADMITTED: dict[tuple[str, str], Any] = {
@@ -25,6 +31,9 @@ _SCALAR = np.float64(0).__reduce__()[0]
 for _package in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ADMITTED[(_package, "_reconstruct")] = _RECONSTRUCT
     _ADMITTED[(_package, "scalar")] = _SCALAR
+# Arrays of pickle protocol 5; numpy itself refuses objects in such a buffer.
+for _package in ("numpy.core.numeric", "numpy._core.numeric"):
+    _ADMITTED[(_package, "_frombuffer")] = _from_buffer
 
 
 class Shell:
@@ -73,12 +82,17 @@ def load_pickle(path: Path) -> Any:
     :raises pickle.UnpicklingError: the file names anything else, or is no pickle.
     """
     with path.open("rb") as file:
-        try:
-            return _ArraysOnly(file, encoding="latin1").load()
-        except pickle.UnpicklingError:
-            raise
-        except Exception as error:  # a broken stream raises almost anything
-            raise pickle.UnpicklingError(f"it is not a readable pickle ({type(error).__name__}: {error})") from error
+        return load_stream(file)
+
+
+def load_stream(file: IO[bytes]) -> Any:
+    """As `load_pickle`, from an open file."""
+    try:
+        return _ArraysOnly(file, encoding="latin1").load()
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # a broken stream raises almost anything
+        raise pickle.UnpicklingError(f"it is not a readable pickle ({type(error).__name__}: {error})") from error
 
 
 def dense(value: Any) -> np.ndarray:
