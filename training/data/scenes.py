@@ -8,10 +8,13 @@ __all__ = [
     "OUTSIDE",
     "VISIBLE",
     "RenderedScene",
+    "backdrop",
+    "develop",
     "keypoint_states",
     "load_backgrounds",
     "look_at",
     "place_body",
+    "random_light",
     "random_scene",
 ]
 
@@ -105,7 +108,7 @@ def keypoint_states(
     return np.where(inside, state, OUTSIDE).astype(np.int8)
 
 
-def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """What a robot's camera does to a picture: blur, exposure, white balance, noise and JPEG."""
     out = image.astype(np.float32)
     if rng.uniform() < 0.5:
@@ -137,6 +140,28 @@ def _aim(
         if middle[2] > 0.2 and (at < half).all() and ((at > free).any() or not truncated):
             return view
     return look_at(eye, target, roll)
+
+
+def backdrop(picture: np.ndarray, camera: Camera, view: tuple[np.ndarray, np.ndarray], reach: float = 30.0) -> Solid:
+    """A picture ``reach`` metres away that fills the camera's image, in place of a room."""
+    corner = np.array([-camera.cx / camera.fx, (camera.height - camera.cy) / camera.fy, 1.0]) * reach
+    span = np.array([camera.width / camera.fx, camera.height / camera.fy]) * reach
+    back = view[0].T
+    plane = quad(back @ (corner - view[1]), back @ [span[0], 0, 0], back @ [0, -span[1], 0])
+    plane[:, 6] *= span[1] / span[0]  # the texture fills the plane once
+    return Solid(plane, style=7, scale=float(span[1]), picture=picture)
+
+
+def random_light(rng: np.random.Generator) -> Light:
+    """A light from above, warm or cold, soft or hard."""
+    warm = rng.normal(0, 0.05)
+    strength, fill = rng.uniform(0.4, 1.0), rng.uniform(0.35, 0.7)
+    return Light(
+        (float(rng.normal(0, 0.7)), 1.0, float(rng.normal(0, 0.7))),
+        (strength * (1 + warm), strength, strength * (1 - warm)),
+        (fill, fill, fill * 1.05),
+        shadows=bool(rng.uniform() < 0.7),
+    )
 
 
 _SHARED: dict[tuple[int, int], Renderer] = {}
@@ -199,31 +224,17 @@ def random_scene(
         people.append(BodyMesh(place_body(body, other, other_betas, shift, view)[3], random_outfit(rng)))
     solids = random_room(rng, eye, target, pictures)
     if pictures and rng.uniform() < 0.15:  # a picture far away instead of a room
-        reach = 30.0
-        flat = pictures[rng.integers(len(pictures))]
-        corner = np.array([-camera.cx / camera.fx, (tall - camera.cy) / camera.fy, 1.0]) * reach
-        span = np.array([width / camera.fx, tall / camera.fy]) * reach
-        back = view[0].T
-        plane = quad(back @ (corner - view[1]), back @ [span[0], 0, 0], back @ [0, -span[1], 0])
-        plane[:, 6] *= span[1] / span[0]  # the texture fills the plane once
-        solids = [Solid(plane, style=7, scale=float(span[1]), picture=flat)]
+        solids = [backdrop(pictures[rng.integers(len(pictures))], camera, view)]
     if rng.uniform() < occluded:
         solids = [
             random_occluder(rng, eye, target, pictures) for _ in range(rng.choice([1, 2], p=[0.75, 0.25]))
         ] + solids
-    warm = rng.normal(0, 0.05)
-    strength, fill = rng.uniform(0.4, 1.0), rng.uniform(0.35, 0.7)
-    light = Light(
-        (float(rng.normal(0, 0.7)), 1.0, float(rng.normal(0, 0.7))),
-        (strength * (1 + warm), strength, strength * (1 - warm)),
-        (fill, fill, fill * 1.05),
-        shadows=bool(rng.uniform() < 0.7),
-    )
+    light = random_light(rng)
     frame = renderer.render(camera, people, solids, view, light, random_colour(rng, 0.1, 0.8))
     rotations, translation, joints, _, keypoints3d = posed
     pixels = camera.project(keypoints3d)
     return RenderedScene(
-        image=_develop(rng, frame.image),
+        image=develop(rng, frame.image),
         camera=camera,
         keypoints_px=pixels,
         keypoints3d=keypoints3d,
