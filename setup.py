@@ -186,7 +186,7 @@ setup(
     package_dir={NAME: NAME, f"{NAME}.training": "training"},
     package_data={
         NAME: ["py.typed", "assets/*", "assets/**/*"],
-        **{p: ["*.json", "*.yaml", "*.xml", "*.npz"] for p in [*packages[1:], *training]},
+        **{p: ["*.json", "*.yaml", "*.xml", "*.npz", "configs/*.yaml"] for p in [*packages[1:], *training]},
     },
     include_package_data=False,
     # Never compiled by setuptools; it makes the wheel one of this platform and has build_ext run.

@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_arguments(sub)
         sub.add_argument("--debug", action="store_true", help="show where an error comes from")
         sub.set_defaults(run=run)
-    commands.add_parser("train", help="train a model from motion capture and write its bundle", add_help=False)
+    for name, (_, summary) in offline.HANDED_ON.items():
+        commands.add_parser(name, help=summary, add_help=False)
     return parser
 
 
@@ -75,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
     debug = "--debug" in arguments
     try:
-        if arguments and arguments[0] == "train":  # its options are the training half's
-            return offline.run_train([a for a in arguments[1:] if a != "--debug"])
+        if arguments and arguments[0] in offline.HANDED_ON:  # their options are the training half's
+            return offline.run_handed_on(arguments[0], [a for a in arguments[1:] if a != "--debug"])
         parsed = build_parser().parse_args(arguments)
         return int(parsed.run(parsed))
     except KeyboardInterrupt:

@@ -197,6 +197,11 @@ def test_a_wrong_body_file_is_named(tmp_path: Path, test_data: Path, capsys: pyt
     assert "body.npz" in refused(capsys, *given, "--body", str(tmp_path / "body.npz"))
     (tmp_path / "file").write_text("")
     assert "cannot use" in refused(capsys, "train", "--mocap", "x", "--out", str(tmp_path / "file" / "run"))
+    out = str(tmp_path / "run")
+    assert "unknown method 'magic': use one of cvae" in refused(capsys, "train", "magic", "--mocap", "x", "--out", out)
+    assert "did you mean 'mmd'" in refused(capsys, "train", "--mocap", "x", "--out", out, "--set", "losses.mdd=1")
+    assert "nothing to train on: give --mocap" in refused(capsys, "train", "flow", "--out", out)
+    assert "no shard" in refused(capsys, "train", "flow", "--data", str(tmp_path / "none"), "--out", out)
     assert "no noise table" in refused(capsys, *given, "--noise", "magic")
     assert "there is no motion capture" in refused(
         capsys, "make-set", "--mocap", "no", "--count", "2", "--out", "s.npz"
@@ -317,13 +322,15 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
             main(arguments)
         assert stop.value.code == 0
     text = capsys.readouterr().out
-    for command in ("estimate", "make-set", "evaluate", "train", "export", "bench", "doctor", "demo"):
+    commands = ("estimate", "make-set", "evaluate", "train", "export", "bench", "doctor", "demo")
+    for command in (*commands, "make-shards", "evaluate-model"):
         assert command in text
     monkeypatch.setitem(sys.modules, "torch", None)
-    for name in ("train", "export"):
+    for name in ("train", "export", "make_shards", "evaluate_command"):
         monkeypatch.delitem(sys.modules, f"hmr_prob_ros.training.{name}", raising=False)
-    assert main(["train", "--help"]) == 0
-    assert "[train]" in capsys.readouterr().out
-    assert "pip install 'hmr_prob_ros[train]'" in refused(capsys, "train", "--out", "x")
+    for command in ("train", "make-shards", "evaluate-model"):
+        assert main([command, "--help"]) == 0
+        assert "[train]" in capsys.readouterr().out
+        assert "pip install 'hmr_prob_ros[train]'" in refused(capsys, command, "--out", "x")
     assert "pip install 'hmr_prob_ros[train]'" in refused(capsys, "export", __file__, "--out", "x")
     assert "there is no checkpoint" in refused(capsys, "export", "no.pt", "--out", "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("nflows")
 
 from hmr_prob_ros.training.body import TorchBody  # noqa: E402
+from hmr_prob_ros.training.data.examples import Examples  # noqa: E402
+from hmr_prob_ros.training.data.noise import DetectorNoise  # noqa: E402
+from hmr_prob_ros.training.data.synthesize import Synthesizer  # noqa: E402
 from hmr_prob_ros.training.graph import OUTPUTS, PosteriorGraph  # noqa: E402
+from hmr_prob_ros.training.loss_config import LossConfig  # noqa: E402
 from hmr_prob_ros.training.models import (  # noqa: E402
+    MODELS,
     CheckpointError,
     FlowConfig,
     FlowPosterior,
+    LiftingModel,
     Regressor,
     RegressorConfig,
     TranslationFit,
@@ -25,6 +32,7 @@ from hmr_prob_ros.training.models import (  # noqa: E402
 )
 from hmr_prob_ros.training.models.encoder import CameraGuess  # noqa: E402
 from hmr_prob_ros.training.rotations import axis_angle_to_matrix, matrix_to_rotation6d  # noqa: E402
+from hmr_prob_ros.training.streams import MocapSource  # noqa: E402
 
 SMALL = FlowConfig(hidden=32, couplings=2, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16)
 
@@ -80,9 +88,11 @@ def test_flow_posterior(body: TorchBody, sample_shape: bool, sample_translation:
         "translation": (3,),
         "pose6d": (144,),
     }
+    shapes |= {"weight": ()}
     assert {key: tuple(value.shape) for key, value in out.items()} == {
         "sample_" + key: (3, 20, *shape) for key, shape in shapes.items()
     }
+    np.testing.assert_allclose(out["sample_weight"].sum(1).detach(), 1, atol=1e-6)
     condition = model.condition(keypoints, box)
     log_prob = model.log_prob(out["sample_pose6d"], condition)
     np.testing.assert_allclose(log_prob.detach(), out["sample_log_density"].detach(), rtol=1e-4, atol=1e-2)
@@ -125,7 +135,8 @@ def test_without_keypoints_the_translation_is_the_heads(body: TorchBody) -> None
     model = _flow(body)
     box = torch.tensor([[0.1, -0.2, 0.6]])
     out = model(torch.zeros(1, 23, 3), box, torch.randn(1, 4, 144))
-    _, translation = model.heads(model.condition(torch.zeros(1, 23, 3), box), box)
+    shape, camera = model.guesses(model.condition(torch.zeros(1, 23, 3), box))
+    translation = camera.pelvis(box) - model.rest_pelvis(shape.mean)
     np.testing.assert_allclose(out["sample_translation"].detach(), translation.detach().expand(1, 4, 3), atol=1e-5)
 
 
@@ -218,14 +229,114 @@ def test_regressor(body: TorchBody) -> None:
     model = Regressor(RegressorConfig(hidden=32, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16), body)
     model.fit_statistics(_poses(100))
     keypoints, box, _ = _inputs(_flow(body))
-    pose6d, betas, translation = model(keypoints, box)
-    assert (pose6d.shape, betas.shape, translation.shape) == ((3, 144), (3, 10), (3, 3))
+    out = model(keypoints, box)
+    assert {key: tuple(out["sample_" + key].shape) for key in ("pose6d", "betas", "translation", "weight")} == {
+        "pose6d": (3, 1, 144),
+        "betas": (3, 1, 10),
+        "translation": (3, 1, 3),
+        "weight": (3, 1),
+    }
+    assert (model.heads, model.latent_size, model.has_density) == (1, 0, False)
+    translation = out["sample_translation"][:, 0]
     _, camera = model.guesses(model.condition(keypoints, box))
     fit = model.translation_fit.nll(torch.zeros(3, 23, 3), keypoints, box, camera, translation.detach() + 0.1)
-    (pose6d.square().mean() + betas.square().mean() + translation.square().mean() + fit.mean()).backward()
+    (
+        out["sample_pose6d"].square().mean() + out["sample_betas"].square().mean() + translation.square().mean()
+    ).backward()
+    fit.mean().backward()
     for key, value in model.named_parameters():
         assert value.grad is not None, key
         assert value.grad.abs().sum() > 0, key
+
+
+@pytest.fixture(scope="module")
+def examples(body: TorchBody) -> Examples:
+    poses = 0.2 * np.random.default_rng(0).standard_normal((60, 24, 3)).astype(np.float32)
+    return MocapSource(poses, Synthesizer(body, [DetectorNoise.load("blazepose")]), 12).batch(0)
+
+
+WIDTHS = {"hidden": 16, "condition": 16, "encoder_width": 16, "encoder_depth": 1, "head_hidden": 16}
+
+
+def _any(name: str, body: TorchBody, **options) -> LiftingModel:
+    torch.manual_seed(0)
+    model = build_model({"model": name, **WIDTHS, **options}, body)
+    model.fit_statistics(_poses(200))
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_method_keeps_the_interface(name: str, body: TorchBody, examples: Examples, tmp_path: Path) -> None:
+    model = _any(name, body).eval()
+    latents = model.latents(len(examples), 7, torch.Generator().manual_seed(0))
+    count = model.heads or 7
+    assert latents.shape == (12, count, model.latent_size)
+    assert (latents[:, 0] == 0).all()
+    with torch.no_grad():
+        out = model(examples.keypoints, examples.box, latents)
+        single = model(examples.keypoints, examples.box, latents[:, :1])
+    np.testing.assert_allclose(out["sample_weight"].sum(1), 1, atol=1e-5)
+    assert ("sample_log_density" in out) == (model.has_density or name == "lifting")
+    for key, value in out.items():
+        assert value.shape[:2] == (12, count), key
+        assert torch.isfinite(value).all(), key
+        if key != "sample_weight":  # the single answer does not depend on what else is drawn
+            np.testing.assert_allclose(single[key][:, 0], value[:, 0], atol=1e-3, rtol=1e-4, err_msg=key)
+    if name != "lifting":
+        joints, surface = body(out["sample_rotations"], out["sample_betas"], out["sample_translation"])
+        np.testing.assert_allclose(out["sample_joints"], joints, atol=1e-4)
+        np.testing.assert_allclose(out["sample_keypoints"], surface, atol=1e-4)
+    save_checkpoint(tmp_path / "model.pt", model)
+    other, _ = load_checkpoint(tmp_path / "model.pt", body)
+    with torch.no_grad():
+        again = other(examples.keypoints, examples.box, latents)
+    for key, value in out.items():
+        np.testing.assert_array_equal(again[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_losses_of_every_method(name: str, body: TorchBody, examples: Examples) -> None:
+    """All losses that it knows are finite and lead somewhere, in float32 and bfloat16; none is on by itself."""
+    assert _any(name, body).losses(examples, LossConfig(noise=0.01)) == {}
+    weights = {f.name: 0.1 for f in dataclasses.fields(LossConfig) if f.type == "float" and f.name != "adversarial"}
+    for bfloat16 in (False, True):
+        model = _any(name, body).train()
+        model.bfloat16 = bfloat16
+        terms = model.losses(examples, LossConfig(**weights, samples=2, sampled=8))
+        assert terms
+        assert all(value.ndim == 0 and value.dtype == torch.float32 for value in terms.values())
+        sum(terms.values()).backward()
+        gradients = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+        unused = () if getattr(model.config, "refine_translation", False) else ("translation_fit.",)
+        missing = [key for key, gradient in gradients.items() if gradient is None and not key.startswith(unused)]
+        assert not missing
+        assert all(torch.isfinite(gradient).all() for gradient in gradients.values() if gradient is not None)
+    # Examples of which nothing is known but the picture change no weight through what is unknown.
+    none = torch.zeros(12, dtype=torch.bool)
+    blank = dataclasses.replace(
+        examples,
+        has_pose=none,
+        has_betas=none,
+        has_joints=none[:, None].expand(12, 24),
+        has_translation=none,
+        true_keypoints=torch.zeros(12, 23, 3),
+    )
+    off = {"orthonormality": 0.0, "kl": 0.0}
+    total = sum(_any(name, body).losses(blank, LossConfig(**{**weights, **off})).values())
+    assert total.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bfloat16_is_for_networks_only(body: TorchBody, examples: Examples, bfloat16: bool) -> None:
+    """Close to float32, but not the same; and nothing when it is off."""
+    model = _any("flow", body, couplings=2)
+    weights = LossConfig(likelihood=1 / 144, mode_joints=0.03, noise=0.0, samples=1)
+    plain = model.losses(examples, weights)
+    model.bfloat16 = bfloat16
+    terms = model.losses(examples, weights)
+    for key, value in plain.items():
+        assert float(terms[key].detach()) == pytest.approx(float(value.detach()), rel=0.02), key
+    assert (sum(terms.values()).item() != sum(plain.values()).item()) == bfloat16
 
 
 def test_checkpoint_round_trip(body: TorchBody, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def name_of(requirement: str) -> str:
 
 
 def plan(project: dict, groups: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Requirements to install first (torch), then together, then without dependencies."""
+    """Requirements to install first (torch and torchvision), then together, then without dependencies."""
     wanted: list[str] = []
     extras = project["project"]["optional-dependencies"]
     for group in groups:
@@ -70,7 +70,7 @@ def plan(project: dict, groups: list[str]) -> tuple[list[str], list[str], list[s
     first, together, alone = [], [], []
     for requirement in dict.fromkeys(wanted):
         name = name_of(requirement)
-        if name == "torch":
+        if name in ("torch", "torchvision"):  # of one build, or torchvision does not load
             first.append(requirement)
         elif name in light:
             alone.append(requirement)

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from ..body import Body
 from ..bundle import FORMAT, VERSION, Bundle, save_bundle
 from ..engines import make_engine
-from ..skeleton import JOINT_NAMES, KEYPOINT_NAMES, NUM_JOINTS, NUM_KEYPOINTS
+from ..skeleton import JOINT_NAMES, KEYPOINT_NAMES, NUM_KEYPOINTS
 from .body import TorchBody
 from .graph import OUTPUTS, DensityGraph, PosteriorGraph
 from .models import POSE_SIZE, FlowPosterior, Regressor, load_checkpoint
-from .rotations import rotation6d_to_matrix
 
 __all__ = [
     "PLAIN_OPERATORS",
@@ -70,10 +69,9 @@ class RegressorGraph(nn.Module):
 
     def forward(self, keypoints: Tensor, box: Tensor) -> tuple[Tensor, ...]:
         """(B, 23, 3), (B, 3) -> the tensors of ``outputs``, (B, ...)."""
-        pose6d, betas, translation = self.model(keypoints, box)
-        rotations = rotation6d_to_matrix(pose6d.unflatten(-1, (NUM_JOINTS, 6)))
-        joints, surface = self.model.body(rotations, betas, translation)
-        return joints, surface, rotations, betas, translation
+        out = self.model(keypoints, box)
+        names = ("joints", "keypoints", "rotations", "betas", "translation")
+        return tuple(out["sample_" + name][:, 0] for name in names)
 
 
 def check_operators(model: onnx.ModelProto) -> None:
@@ -264,6 +262,7 @@ def export(
             f"{checkpoint} was trained with the body {meta['body_hash'][:12]}, not with {loaded.name} "
             f"({loaded.hash[:12]}): pass the body file that it was trained with"
         )
+    model.freeze()
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
         graph, density = Path(folder) / "model.onnx", Path(folder) / "density.onnx"

@@ -1,210 +1,251 @@
-"""What is trained: the flow posterior and the deterministic regressor, as Lightning modules over synthetic examples."""
+"""What Lightning trains: one module for all methods, which are told apart by ``model.losses`` alone."""
 
 from __future__ import annotations
 
-__all__ = ["ExampleStream", "LossWeights", "PosteriorModule", "RegressorModule"]
+__all__ = ["LOG_EVERY", "Batches", "MethodModule", "TrainingError", "validate"]
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from hmr_prob_ros.skeleton import NUM_JOINTS
+from .config import TrainConfig
+from .data.examples import Examples
+from .losses import discriminator_loss
+from .models import CheckpointError, LiftingModel
+from .models.lifting import Lifting
+from .streams import Source, Stream, check_examples, key
 
-from .data.noise import VISIBLE
-from .data.synthesize import Examples, Synthesizer
-from .losses import keypoint_loss, orthonormality_loss, pelvis_relative_l1
-from .rotations import rotation6d_to_matrix
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the losses; the likelihood counts per dimension of the pose."""
-
-    likelihood: float = 1.0
-    mode_joints: float = 2.0
-    keypoints: float = 0.2
-    camera: float = 0.05
-    translation: float = 0.02
-    betas: float = 0.01
-    orthonormality: float = 0.1
+LOG_EVERY = 50
+"""Steps between two entries of the log; computing them would slow down every step."""
 
 
-class ExampleStream(IterableDataset):
-    """Endless batches of examples drawn from a pool of poses.
+class TrainingError(FloatingPointError):
+    """A loss or gradient became NaN or infinite; the text says which, and what is kept."""
+
+
+class MethodModule(L.LightningModule):
+    """Any method: the sum of its losses, one optimiser, and where ``losses.adversarial`` is on, an adversary.
+
+    All randomness of a step is seeded by (seed, step, process), so that a training that goes on from a checkpoint
+    repeats the one that was not stopped.
 
     Args:
-        poses: (T, 24, 3) axis-angle.
-        synthesizer: makes examples of them.
-        batch: examples a batch, exactly; more poses are drawn to make up for those without a usable picture.
-        seed: of the draw; the same seed gives the same batches.
+        model: what is trained; its ``adversary`` is set here.
+        config: losses, optimiser, engine.
+        body_hash: of the body that the data is made of; a checkpoint of another one is refused.
     """
 
-    def __init__(self, poses: np.ndarray, synthesizer: Synthesizer, batch: int, seed: int = 0):
-        self.poses, self.synthesizer, self.batch = poses, synthesizer, batch
-        self.rng = np.random.default_rng(seed)
-
-    def __iter__(self) -> Iterator[Examples]:
-        torch.set_num_threads(1)
-        draw = int(self.batch * 1.5)
-        while True:
-            examples = self.synthesizer(self.poses[self.rng.integers(len(self.poses), size=draw)])
-            if len(examples) >= self.batch:
-                yield examples[: self.batch]
-            else:
-                draw = int(draw * 1.2)
-
-
-class _Module(L.LightningModule):
-    """Optimiser and schedule, common to all methods: AdamW, linear warm-up, cosine decay."""
-
-    def __init__(self, model: nn.Module, weights: LossWeights, rate: float, steps: int, warmup: int):
+    def __init__(self, model: LiftingModel, config: TrainConfig, body_hash: str) -> None:
         super().__init__()
-        self.model, self.weights = model, weights
-        self.rate, self.steps, self.warmup = rate, steps, warmup
+        self.model, self.config, self.body_hash = model, config, body_hash
+        self.loss_config = config.losses
+        model.bfloat16 = config.engine.precision == "bf16-networks"
+        self.adversary_optimizer: torch.optim.Optimizer | None = None
+        if config.losses.adversarial > 0:
+            from .models.adversary import PoseDiscriminator
 
-    def losses(self, examples: Examples) -> dict[str, Tensor]:
-        """Weighted terms of the loss."""
-        raise NotImplementedError
+            # Not the model's optimiser's: `requires_grad` off keeps it out of that and of DDP's averaging.
+            model.adversary = PoseDiscriminator().requires_grad_(False)
+            self.adversary_optimizer = torch.optim.AdamW(
+                model.adversary.parameters(),
+                lr=config.optimiser.adversary_rate,
+                weight_decay=config.optimiser.weight_decay,
+            )
+        self._real: tuple[Tensor, Tensor] | None = None
+
+    def on_fit_start(self) -> None:
+        losses = self.config.losses
+        self.loss_config = replace(losses, sampled=-(-losses.sampled // self.trainer.world_size))
+        if self.adversary_optimizer is not None:
+            _move(self.adversary_optimizer, self.device)
+
+    def on_before_batch_transfer(self, batch: Examples, _: int) -> Examples:
+        if self.trainer.training:
+            check_examples(batch, f"batch {self.global_step}")
+        return batch
+
+    def on_train_batch_start(self, batch: Examples, batch_idx: int) -> None:
+        torch.manual_seed(key(self.config.engine.seed, self.global_step, self.global_rank, 1))
 
     def training_step(self, batch: Examples, _: int) -> Tensor:
-        terms = self.losses(batch)
-        total = torch.stack(tuple(terms.values())).sum()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
-            raise FloatingPointError(
-                f"the loss is not finite at step {self.global_step} ({values}): lower `rate`; the last checkpoint stays"
+        terms = self.model.losses(batch, self.loss_config)
+        if not terms:
+            raise ValueError(
+                f"no loss is on that {self.model.name} can compute from these examples: set one of losses.*, see "
+                "`hmr-prob train --help`"
             )
-        self.log("loss", total, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        total = torch.stack(tuple(terms.values())).sum()
+        if self._looks():
+            self._require_finite(total, terms)
+        if (self.global_step + 1) % LOG_EVERY == 0:
+            self.log("loss", total, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        if self.adversary_optimizer is not None:
+            self._real = batch.rotations, batch.betas
+            if batch.has_pose is not None:
+                self._real = batch.rotations[batch.has_pose], batch.betas[batch.has_pose]
         return total
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.rate, weight_decay=1e-4)
-        warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, self.warmup)
-        rest = max(self.steps - self.warmup, 1)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rest, self.rate * 0.01)
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cosine], [self.warmup])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def _looks(self) -> bool:
+        """Whether this step looks at its numbers: always on a CPU, on a GPU, which would wait, now and then and before
+        each checkpoint. Weights once broken break all losses that follow."""
+        after, every = self.global_step + 1, self.config.engine.checkpoint_every
+        return self.device.type == "cpu" or after % LOG_EVERY == 0 or after % every == 0
 
-
-class PosteriorModule(_Module):
-    """The flow: likelihood of the true pose, and losses on the mode and a few samples.
-
-    Args:
-        noise: deviation of the Gaussian noise added to the true 6D pose, which has no density without it: rotations
-            fill only 72 of its 144 dimensions.
-        samples: samples of each example that the sample losses see, the mode included.
-        sampled: examples of each batch that the sample losses see; samples cost most of a step.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        weights: LossWeights,
-        rate: float,
-        steps: int,
-        warmup: int,
-        noise: float = 0.01,
-        samples: int = 3,
-        sampled: int = 128,
-    ):
-        super().__init__(model, weights, rate, steps, warmup)
-        self.noise, self.samples, self.sampled = noise, samples, sampled
-
-    def losses(self, examples: Examples) -> dict[str, Tensor]:
-        model, weights = self.model, self.weights
-        pose = examples.pose6d + self.noise * torch.randn_like(examples.pose6d)
-        few = examples[: self.sampled]
-        latents = self._latents(len(few), self.samples).to(pose)
-        # The networks run in bfloat16, which is enough in latent units; kinematics and cameras stay in float32.
-        with torch.autocast(pose.device.type, dtype=torch.bfloat16):
-            condition = model.condition(examples.keypoints, examples.box)
-            likelihood = model.log_prob(pose[:, None], condition).mean() / pose.shape[-1]
-            pose6d, _ = model.sample(latents, condition.first(len(few)))
-        shape, camera = model.guesses(condition.first(len(pose)))
-        out = model.bodies(pose6d, latents, condition.first(len(few)), few.keypoints, few.box)
-        seen = (few.state == VISIBLE).float()
-        pelvis = examples.joints[:, 0]
-        relative = examples.keypoints3d - pelvis[:, None]
-        translation = model.translation_fit.nll(relative, examples.keypoints, examples.box, camera, pelvis)
-        return {
-            "likelihood": -weights.likelihood * likelihood,
-            "mode_joints": weights.mode_joints * pelvis_relative_l1(out["sample_joints"][:, :1], few.joints),
-            "keypoints": weights.keypoints
-            * keypoint_loss(out["sample_keypoints"], few.keypoints3d, few.box[:, 2], seen),
-            "camera": weights.camera * camera.nll(examples.box, pelvis).mean(),
-            "translation": weights.translation * translation.mean(),
-            "betas": weights.betas * shape.nll(examples.betas).mean(),
-            "orthonormality": weights.orthonormality * orthonormality_loss(out["sample_pose6d"]),
-        }
-
-    def _latents(self, count: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal latents (count, samples, D), the first of each example zero: the mode."""
-        latents = torch.randn(count, samples, self.model.latent_size, generator=generator)
-        latents[:, 0] = 0
-        return latents
-
-    def validation_step(self, batch: Examples, _: int) -> None:
-        model = self.model
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(batch.pose6d.shape, generator=generator).to(batch.pose6d)
-        condition = model.condition(batch.keypoints, batch.box)
-        nll = -model.log_prob((batch.pose6d + self.noise * noise)[:, None], condition).mean()
-        latents = self._latents(len(batch), 25, generator).to(batch.pose6d)
-        joints = model(batch.keypoints, batch.box, latents)["sample_joints"]
-        relative = (joints - joints[:, :, :1]) - (batch.joints - batch.joints[:, :1])[:, None]
-        error = 1000 * relative.norm(dim=-1).mean(dim=-1)
-        absolute = 1000 * (joints[:, 0] - batch.joints).norm(dim=-1).mean()
-        self.log_dict(
-            {
-                "val/nll": nll,
-                "val/mode_mpjpe": error[:, 0].mean(),
-                "val/min25_mpjpe": error.amin(dim=1).mean(),
-                "val/absolute": absolute,
-            },
-            prog_bar=True,
-            batch_size=len(batch),
+    def _require_finite(self, total: Tensor, terms: dict[str, Tensor]) -> None:
+        if torch.isfinite(total):
+            return
+        values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+        broken = ", ".join(name for name, value in terms.items() if not torch.isfinite(value)) or "the sum"
+        raise TrainingError(
+            f"the loss is not finite at step {self.global_step}: {broken} ({values}); lower optimiser.rate or that "
+            "loss's weight. The last checkpoint, from before it, stays: the same command goes on from there"
         )
 
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        clip = self.config.optimiser.clip
+        if not clip and not self._looks():
+            return
+        norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip or math.inf)
+        # The scaler of 16-mixed means to overflow now and then, and leaves such a step out.
+        if self.config.engine.precision != "16-mixed" and self._looks() and not torch.isfinite(norm):
+            names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            raise TrainingError(
+                f"the gradient is not finite at step {self.global_step} ({len(names)} parameters, the first is "
+                f"{names[0]}): lower optimiser.rate. The last checkpoint, from before it, stays"
+            )
 
-class RegressorModule(_Module):
-    """The deterministic baseline: the same encoder and losses, one answer (the HMR/SPIN row, M = 1)."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.adversary_optimizer is not None:  # before callbacks write a checkpoint
+            self._train_adversary()
 
-    def losses(self, examples: Examples) -> dict[str, Tensor]:
-        weights = self.weights
-        model = self.model
-        with torch.autocast(examples.box.device.type, dtype=torch.bfloat16):  # as for the flow
-            condition = model.condition(examples.keypoints, examples.box)
-            pose6d = model.pose6d(condition)
-        condition = condition.first(len(examples))
-        shape, camera = model.guesses(condition)
-        betas, translation = model.place(pose6d, condition, examples.keypoints, examples.box)
-        rotations = rotation6d_to_matrix(pose6d.unflatten(-1, (NUM_JOINTS, 6)))
-        joints, surface = model.body(rotations, betas, translation)
-        seen = (examples.state == VISIBLE).float()
-        pelvis = examples.joints[:, 0]
-        relative = examples.keypoints3d - pelvis[:, None]
-        translation_nll = model.translation_fit.nll(relative, examples.keypoints, examples.box, camera, pelvis)
-        return {
-            "mode_joints": weights.mode_joints * pelvis_relative_l1(joints[:, None], examples.joints),
-            "rotations": (rotations - examples.rotations).square().mean(),
-            "keypoints": weights.keypoints
-            * keypoint_loss(surface[:, None], examples.keypoints3d, examples.box[:, 2], seen),
-            "camera": weights.camera * camera.nll(examples.box, pelvis).mean(),
-            "translation": weights.translation * translation_nll.mean(),
-            "betas": weights.betas * shape.nll(examples.betas).mean(),
-            "orthonormality": weights.orthonormality * orthonormality_loss(pose6d),
-        }
+    def _train_adversary(self) -> None:
+        """One step of the adversary on what the model has just drawn and as many real poses."""
+        adversary, optimizer, model = self.model.adversary, self.adversary_optimizer, self.model
+        if adversary is None or optimizer is None or model.drawn is None or self._real is None:
+            return
+        parameters = list(adversary.parameters())
+        adversary.requires_grad_(True)
+        loss = discriminator_loss(adversary(*self._real), adversary(*model.drawn))
+        gradients = torch.autograd.grad(loss, parameters)
+        adversary.requires_grad_(False)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        optimizer.step()
+        optimizer.zero_grad()
+        model.drawn = None
+        if self.trainer.global_step % LOG_EVERY == 0:
+            self.log("train/adversary", loss.detach())
+
+    def configure_optimizers(self) -> Any:
+        settings, steps = self.config.optimiser, self.config.engine.steps
+
+        def scale(step: int) -> float:
+            if step < settings.warmup:
+                return 0.01 + 0.99 * step / settings.warmup
+            if settings.schedule == "constant":
+                return 1.0
+            done = min((step - settings.warmup) / max(steps - settings.warmup, 1), 1.0)
+            return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
+
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # The scaler of 16-mixed and clipping want gradients that the fused form unscales by itself.
+        fused = self.config.engine.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(parameters, settings.rate, weight_decay=settings.weight_decay, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["body_hash"] = self.body_hash
+        if self.adversary_optimizer is not None:
+            checkpoint["adversary_optimizer"] = self.adversary_optimizer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found = checkpoint.get("body_hash", self.body_hash)
+        if found != self.body_hash:
+            raise CheckpointError(
+                f"the training that is to go on was begun with the body {found[:12]}, not {self.body_hash[:12]}: "
+                "give that body's file with --body, or another folder with --out"
+            )
+        if self.adversary_optimizer is not None and "adversary_optimizer" in checkpoint:
+            self.adversary_optimizer.load_state_dict(checkpoint["adversary_optimizer"])
 
     def validation_step(self, batch: Examples, _: int) -> None:
-        pose6d, betas, translation = self.model(batch.keypoints, batch.box)
-        rotations = rotation6d_to_matrix(pose6d.unflatten(-1, (NUM_JOINTS, 6)))
-        joints, _ = self.model.body(rotations, betas, translation)
-        relative = (joints - joints[:, :1]) - (batch.joints - batch.joints[:, :1])
-        self.log("val/mode_mpjpe", 1000 * relative.norm(dim=-1).mean(), prog_bar=True, batch_size=len(batch))
+        for name, (value, count) in validate(self.model, batch, self.config.losses.noise).items():
+            self.log(f"val/{name}", value, prog_bar=True, batch_size=count)
+
+
+@torch.no_grad()
+def validate(model: LiftingModel, batch: Examples, noise: float) -> dict[str, tuple[Tensor, int]]:
+    """Means over a batch, and over how many examples, of any method: ``mode_mpjpe``, ``min25_mpjpe``, ``absolute``, in
+    millimetres, and ``nll`` in nats of the true pose with noise. Draws the same latents for the same batch size.
+
+    ``mode`` is the single answer, ``min25`` the best of it and 24 samples, or of all heads.
+    """
+    generator = torch.Generator().manual_seed(0)
+    out: dict[str, tuple[Tensor, int]] = {}
+    if model.has_density:
+        jitter = noise * torch.randn(batch.pose6d.shape, generator=generator).to(batch.pose6d)
+        condition = model.condition(batch.keypoints, batch.box, batch.image)
+        out["nll"] = _mean(-model.log_prob((batch.pose6d + jitter)[:, None], condition)[:, 0], batch.has_pose)
+    latents = model.latents(len(batch), 25, generator)
+    drawn = model(batch.keypoints, batch.box, latents, batch.image)
+    if isinstance(model, Lifting):  # joints relative to the pelvis and nothing else
+        true = model.joints17(batch.joints, batch.keypoints3d)
+        error = 1000 * (drawn["sample_joints17"] - true[:, None]).norm(dim=-1).mean(-1)
+        all_known = model.known(batch) > 0
+        return {"mode_mpjpe": _mean(error[:, 0], all_known), "min25_mpjpe": _mean(error.amin(1), all_known)}
+    joints = drawn["sample_joints"].float()
+    known = torch.ones_like(batch.joints[..., 0]) if batch.has_joints is None else batch.has_joints.to(batch.joints)
+    relative = (joints - joints[:, :, :1]) - (batch.joints - batch.joints[:, :1])[:, None]
+    count = known.sum(1).clamp_min(1)
+    error = 1000 * (relative.norm(dim=-1) * known[:, None]).sum(-1) / count[:, None]  # (B, N)
+    any_known = known.any(1)
+    out["mode_mpjpe"] = _mean(error[:, 0], any_known)
+    out["min25_mpjpe"] = _mean(error.amin(1), any_known)
+    distance = 1000 * ((joints[:, 0] - batch.joints).norm(dim=-1) * known).sum(-1) / count
+    out["absolute"] = _mean(distance, any_known if batch.has_translation is None else any_known & batch.has_translation)
+    return {name: (value, number) for name, (value, number) in out.items() if number}
+
+
+def _mean(value: Tensor, known: Tensor | None) -> tuple[Tensor, int]:
+    value = value if known is None else value[known.bool()]
+    return value.mean(), len(value)
+
+
+def _move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """The optimiser's own numbers to where its parameters have gone; counters stay on the CPU, as Adam wants them."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim:
+                state[name] = value.to(device)
+
+
+class Batches(L.LightningDataModule):
+    """Training batches from where the checkpoint stopped, each process its part, and fixed ones for validation.
+
+    Args:
+        source: of training batches.
+        validation: batches, the same each time; may be empty.
+        workers: processes that make batches.
+    """
+
+    def __init__(self, source: Source, validation: list[Examples], workers: int) -> None:
+        super().__init__()
+        self.source, self.validation, self.workers = source, validation, workers
+
+    def train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        trainer = self.trainer
+        assert trainer is not None
+        stream = Stream(self.source, trainer.global_step, trainer.global_rank, trainer.world_size)
+        ahead = {"prefetch_factor": 4, "persistent_workers": True} if self.workers else {}
+        return DataLoader(stream, batch_size=None, num_workers=self.workers, **ahead)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader | list[Any]:  # type: ignore[type-arg]
+        return DataLoader(self.validation, batch_size=None) if self.validation else []  # type: ignore[arg-type]

@@ -1,267 +1,273 @@
-"""``hmr-prob train``: from motion capture to a model bundle, in one command.
+"""``hmr-prob train``: from motion capture or shards to a trained model, and to a bundle where the method makes one.
 
-    hmr-prob train --mocap DIR --out runs/flow
+    hmr-prob train --mocap DIR --out runs/joint                              # ours, on synthetic views
+    hmr-prob train prohmr --data SHARDS --config mine.yaml --out runs/prohmr
+    hmr-prob train flow --mocap DIR --set losses.mmd=0 engine.steps=20000 --out runs/flow
 
-reads and retargets the motion capture, builds a pool of poses, trains on synthetic views of them, and writes the bundle
-to ``OUT/bundle``. Each stage is kept below ``OUT`` and not done again when the command is called again: a killed
-training goes on from its last checkpoint.
+METHOD is a named configuration: joint (ours, the default), flow, prohmr, lifting, multi_head, mdn, cvae or regressor.
+A configuration file holds the settings that differ from it; ``OUT/config.yaml`` shows all there are. Each stage is kept
+below ``OUT`` and not done again when the command is called again: a killed training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
-__all__ = ["TrainConfig", "apply_settings", "build_model", "fit", "main", "train"]
+__all__ = ["main", "train", "train_on"]
 
 import argparse
-import dataclasses
-import json
+import hashlib
 import logging
-import warnings
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-import yaml
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from torch import nn
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities import rank_zero_only
 
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.bundle import Bundle, update_card
 from hmr_prob_ros.evaluate import evaluate
 
 from .body import TorchBody
+from .config import ConfigError, TrainConfig, config_names, load_config
+from .data.examples import Examples
 from .data.mocap import SPLITS, Mocap, load_mocap
 from .data.noise import DetectorNoise
 from .data.retarget import MocapError
-from .data.synthesize import Examples, SynthesisConfig, Synthesizer
+from .data.synthesize import Synthesizer
 from .data.widen import load_pool
+from .fitting import Material, fit
 from .make_set import make_set
-from .models import FlowConfig, FlowPosterior, Regressor, RegressorConfig, save_checkpoint
-from .modules import ExampleStream, LossWeights, PosteriorModule, RegressorModule
+from .models import LiftingModel, load_checkpoint
+from .rotations import axis_angle_to_matrix
+from .streams import FixedSource, MixedSource, MocapSource, ShardSource, Source, key
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("flow", "regressor")
+BUNDLES = ("joint", "flow", "prohmr")
+"""Methods that a bundle can hold."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a training. Saved beside the run as ``config.yaml``."""
+def train_on(
+    examples: Examples,
+    config: TrainConfig,
+    body: Body | TorchBody,
+    out: str | Path,
+    validation: Examples | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> LiftingModel:
+    """Trains on examples in memory, without motion capture, data workers or export; goes on where it was stopped.
 
-    method: str = "flow"
-    steps: int = 40_000
-    batch: int = 512
-    rate: float = 5e-4
-    warmup: int = 500
-    ema: float = 0.999
-    clip: float = 1.0
-    pool: int = 200_000
-    """Poses in the training pool: captured, parts mixed, and invented sitting, reaching, crouching and lying."""
-    validation: int = 1024
-    test: int = 2000
-    """Examples of the test takes that the bundle's card reports on."""
-    validate_every: int = 2000
-    checkpoint_every: int = 500
-    noise: float = 0.01
-    """Deviation of the noise on the true 6D pose."""
-    samples: int = 2
-    """Samples of an example that the losses on bodies see, the mode included."""
-    sampled: int = 96
-    """Examples of a batch that these losses see; they cost most of a step."""
-    detectors: tuple[str, ...] = ("blazepose", "tinypose")
-    seed: int = 0
-    flow: FlowConfig = field(default_factory=lambda: FlowConfig(hidden=256, sample_shape=True, sample_translation=True))
-    regressor: RegressorConfig = field(default_factory=RegressorConfig)
-    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
-    losses: LossWeights = field(default_factory=LossWeights)
+    Args:
+        examples: what is trained on; the batches are the same for every method.
+        config: method, losses, optimiser, engine. Its ``data`` is not used.
+        body: that the examples are made of.
+        out: folder of the run: ``model.pt``, ``config.yaml``, ``checkpoints``, ``log``.
+        validation: examples that are validated on every ``engine.validate_every`` steps.
+        callbacks: of Lightning, besides its own.
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}: use one of {', '.join(METHODS)}")
-        low = [name for name in ("steps", "batch", "pool", "test", "samples", "sampled") if getattr(self, name) < 1]
-        if low:
-            raise ValueError(f"{', '.join(low)} must be at least 1")
+    Returns:
+        The trained model, in evaluation mode.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch_body = _body(body, config)
+    if _finished(out, config):
+        return load_checkpoint(out / "model.pt", torch_body)[0]
+    known = examples if examples.has_pose is None else examples[examples.has_pose]
+    material = Material(
+        FixedSource(examples, config.optimiser.batch, config.engine.seed),
+        known.pose6d[:16384],
+        lambda: known.rotations,
+        _split(validation, 256),
+    )
+    quick = replace(config, engine=replace(config.engine, workers=0))
+    return fit(quick, material, torch_body, out, callbacks, tensorboard=False)
 
 
-def _validation_batches(poses: np.ndarray, body: TorchBody, config: TrainConfig) -> list[Examples]:
-    """Fixed examples of the validation takes, in batches of 256."""
-    synthesizer = Synthesizer(body, _noises(config), config.synthesis, seed=config.seed + 1)
-    stream = iter(ExampleStream(poses, synthesizer, 256, seed=config.seed + 1))
-    return [next(stream) for _ in range(max(config.validation // 256, 1))]
-
-
-def _noises(config: TrainConfig) -> list[DetectorNoise]:
-    return [DetectorNoise.load(name) for name in config.detectors]
-
-
-def build_model(config: TrainConfig, body: TorchBody) -> nn.Module:
-    """The model of a configuration, with fresh weights."""
-    return FlowPosterior(config.flow, body) if config.method == "flow" else Regressor(config.regressor, body)
-
-
-def _module(config: TrainConfig, model: nn.Module) -> L.LightningModule:
-    common = (model, config.losses, config.rate, config.steps, config.warmup)
-    if config.method == "regressor":
-        return RegressorModule(*common)
-    return PosteriorModule(*common, noise=config.noise, samples=config.samples, sampled=config.sampled)
-
-
-def fit(config: TrainConfig, mocap: Mocap, body: Body, out: Path) -> Path:
-    """Train, or go on with a training that was stopped; returns the checkpoint ``OUT/model.pt``.
+def train(config: TrainConfig, out: Path, body_file: Path | None = None) -> Path:
+    """From data to a model; returns what it made: a bundle's folder, ``regressor.onnx``, or ``model.pt``.
 
     Raises:
-        FloatingPointError: the loss became NaN or infinite; the last good checkpoint stays in ``OUT/checkpoints``.
+        ConfigError, DataError, MocapError, ShardError: what is asked for or given cannot be trained on.
+        TrainingError: the loss became NaN or infinite; the last good checkpoint stays in ``OUT/checkpoints``.
     """
-    L.seed_everything(config.seed)
-    torch.set_float32_matmul_precision("medium")
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples to lists, which yaml can say
-    (out / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-    poses, _ = load_pool(out / "pool_train.npz", mocap, "train", config.pool, config.seed, body)
-    held_out, _ = load_pool(out / "pool_validation.npz", mocap, "validation", config.pool // 20, config.seed + 1, body)
-
-    model = build_model(config, TorchBody(body, mesh=False))
-    # A body of its own: examples are made on the CPU, also where the model goes to a GPU.
-    torch_body = TorchBody(body, mesh=False)
-    checkpoints = out / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.exists() else 0
-    synthesizer = Synthesizer(torch_body, _noises(config), config.synthesis, seed=config.seed + 17 * done)
-    stream = ExampleStream(poses, synthesizer, config.batch, seed=config.seed + 17 * done)
-    model.fit_statistics(_camera_poses(poses, synthesizer))
-    trainer = L.Trainer(
-        max_steps=config.steps,
-        accelerator="auto",
-        devices=1,
-        gradient_clip_val=config.clip,
-        logger=CSVLogger(out, name="", version=f"log_{done}" if done else "log"),
-        log_every_n_steps=50,
-        val_check_interval=min(config.validate_every, config.steps),
-        num_sanity_val_steps=0,
-        callbacks=[
-            EMAWeightAveraging(decay=config.ema),
-            ModelCheckpoint(checkpoints, every_n_train_steps=config.checkpoint_every, save_last=True, save_top_k=0),
-            LearningRateMonitor("step"),
-            TQDMProgressBar(refresh_rate=20),
-        ],
-        enable_model_summary=False,
-    )
-    loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
-    validation = DataLoader(_validation_batches(held_out, torch_body, config), batch_size=None)
-    module = _module(config, model)
-    trainer.fit(module, loader, validation, ckpt_path=last if done else None, weights_only=True)
-
-    path = out / "model.pt"
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    meta = {"method": config.method, "steps": config.steps, "seed": config.seed}
-    meta |= {"metrics": metrics, "body_hash": body.hash}
-    save_checkpoint(path, module.model, meta)
-    return path
-
-
-def _camera_poses(poses: np.ndarray, synthesizer: Synthesizer) -> torch.Tensor:
-    """6D poses (T, 144) as cameras see them, for the flow's normalisation."""
-    return torch.cat([synthesizer(poses[i::40][:4096]).pose6d for i in range(4)])
-
-
-def train(config: TrainConfig, mocap_paths: list[Path], out: Path, body_file: Path | None = None) -> Path:
-    """Motion capture to bundle; returns the bundle's folder, or the file ``regressor.onnx`` of the baseline."""
-    from .export import export, export_regressor
-
+    if not config.data.mocap and not config.data.shards:
+        raise ConfigError("there is nothing to train on: give --mocap PATH... or --data SHARDS..., or both")
+    if config.data.mocap and config.model.image:
+        raise ConfigError(
+            f"model.image is {config.model.image!r}, but motion capture has no pictures: give --data alone, "
+            "or set model.image=''"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    body = Body.load(body_file)
-    mocap = load_mocap(mocap_paths, body, out / "mocap.npz")
-    checkpoint = out / "model.pt"
-    if checkpoint.exists():
+    body, checkpoint = Body.load(body_file), out / "model.pt"
+    mocap = None
+    if config.data.mocap:
+        with _MainProcessFirst(out, config, body):
+            mocap = load_mocap([Path(p) for p in config.data.mocap], body, out / "mocap.npz")
+    if _finished(out, config):
         logger.warning("%s was trained already and is only exported: name another --out to train again", checkpoint)
     else:
-        for split in ("train", "validation"):
-            if not len(mocap.select(split)):
-                raise MocapError(
-                    f"the motion capture ({len(mocap.takes)} takes) leaves no frames for the {split} split: "
-                    "give recordings of at least five takes"
-                )
-        fit(config, mocap, body, out)
+        fit(config, _material(config, mocap, body, out), _body(body, config), out, tensorboard=True)
+    if rank_zero_only.rank:
+        return checkpoint
+    return _export(config, mocap, body, body_file, out)
+
+
+def _export(config: TrainConfig, mocap: Mocap | None, body: Body, body_file: Path | None, out: Path) -> Path:
+    checkpoint = out / "model.pt"
+    if config.model.image:
+        logger.warning("a model with an image backbone is not exported: the robot half gives it no picture")
+        return checkpoint
+    if config.method not in (*BUNDLES, "regressor"):
+        return checkpoint
+    from .export import export, export_regressor  # which needs onnx
+
     if config.method == "regressor":
         return export_regressor(checkpoint, out / "regressor.onnx", body_file)
-    bundle = export(checkpoint, out / "bundle", body_file, name="default", extra=_card(config, mocap))
-    update_card(bundle.path, metrics=_test(bundle, mocap_paths, out, body, config))
+    modes = min(10, getattr(config.model, "hypotheses", 10))
+    bundle = export(checkpoint, out / "bundle", body_file, name="default", modes=modes, extra=_card(config, mocap))
+    if config.data.mocap:
+        update_card(bundle.path, metrics=_test(bundle, out, body, config))
     return bundle.path
 
 
-def _test(bundle: Bundle, mocap_paths: list[Path], out: Path, body: Body, config: TrainConfig) -> dict[str, Any]:
+def _finished(out: Path, config: TrainConfig) -> bool:
+    """Whether ``out`` holds a model that was trained for as many steps (or stopped early)."""
+    if not (out / "model.pt").is_file():
+        return False
+    meta = torch.load(out / "model.pt", map_location="cpu", weights_only=True)["meta"]
+    return bool(meta.get("complete", 0) >= config.engine.steps)
+
+
+def _body(body: Body | TorchBody, config: TrainConfig) -> TorchBody:
+    """With a mesh where a loss looks at vertices."""
+    return body if isinstance(body, TorchBody) else TorchBody(body, mesh=config.losses.best_vertices > 0)
+
+
+def _split(examples: Examples | None, size: int) -> list[Examples]:
+    return [] if examples is None else [examples[i : i + size] for i in range(0, len(examples), size)]
+
+
+def _material(config: TrainConfig, mocap: Mocap | None, body: Body, out: Path) -> Material:
+    """Training batches, poses for normalisation, and validation batches, from motion capture, shards or both."""
+    views = None if mocap is None else _views(config, mocap, body, out)
+    shards = _shards(config, body) if config.data.shards else None
+    if views is None or shards is None:
+        material = views or shards
+        assert material is not None
+        return material
+    source = MixedSource(views.source, shards.source, config.data.shards_share)
+    return replace(views, source=source, validation=shards.validation or views.validation)
+
+
+def _views(config: TrainConfig, mocap: Mocap, body: Body, out: Path) -> Material:
+    """Synthetic views of motion capture."""
+    data, seed = config.data, config.engine.seed
+    for split in ("train", "validation"):
+        if not len(mocap.select(split)):
+            raise MocapError(
+                f"the motion capture ({len(mocap.takes)} takes) leaves no frames for the {split} split: "
+                "give recordings of at least five takes"
+            )
+    with _MainProcessFirst(out, config, body):
+        poses, _ = load_pool(out / "pool_train.npz", mocap, "train", data.pool, seed, body)
+        held_out, _ = load_pool(out / "pool_validation.npz", mocap, "validation", data.pool // 20, seed + 1, body)
+    noises = [DetectorNoise.load(name) for name in data.detectors]
+    # A body of its own: examples are made on the CPU, also where the model goes to a GPU.
+    torch_body = TorchBody(body, mesh=False)
+
+    def views(of: Any, batch: int, number: int) -> MocapSource:
+        synthesizer = Synthesizer(torch_body, noises, data.synthesis)
+        return MocapSource(of, synthesizer, batch, key(seed, number), data.occlusion)
+
+    validation = views(held_out, 256, 2)
+    statistics = views(poses, 16384, 3).batch(0).pose6d  # as cameras see them
+    return Material(
+        views(poses, config.optimiser.batch, 1),
+        statistics,
+        lambda: axis_angle_to_matrix(torch.from_numpy(poses)),
+        [validation.batch(step) for step in range(max(data.validation // 256, 1))],
+    )
+
+
+def _shards(config: TrainConfig, body: Body) -> Material:
+    """Rendered or annotated people."""
+    from .data.shards import ShardError, read_examples, shard_paths
+
+    data, images = config.data, bool(config.model.image)
+    paths: list[Path] = shard_paths(list(data.shards))
+    held_out = shard_paths(list(data.validation_shards)) if data.validation_shards else paths[9::10]
+    paths = [path for path in paths if path not in set(held_out)]
+
+    def of(files: Sequence[Path], with_images: bool) -> ShardSource:
+        return ShardSource(files, config.optimiser.batch, config.engine.seed, with_images, body.hash)
+
+    source: Source = of(paths, images)
+    few = read_examples(paths[:16], body=body.hash)
+    known = few if few.has_pose is None else few[few.has_pose]
+    if not len(known):
+        raise ShardError(f"no example of {paths[0]} and the next shards knows its pose: add data with true poses")
+    validation = read_examples(held_out[:4], images=images, body=body.hash)[: data.validation] if held_out else None
+    if validation is None:
+        logger.warning("fewer than ten shards: none is held out for validation; give data.validation_shards")
+    return Material(source, known.pose6d[:16384], lambda: known.rotations, _split(validation, 64 if images else 256))
+
+
+class _MainProcessFirst:
+    """Has the first of several processes make what is kept in files; the others wait for it and read."""
+
+    def __init__(self, out: Path, config: TrainConfig, body: Body) -> None:
+        made_of = f"{config.data}/{config.engine.seed}/{body.hash}"
+        self.token = hashlib.sha256(made_of.encode()).hexdigest()
+        self.path = out / "prepared.txt"
+        self.main = not rank_zero_only.rank
+
+    def __enter__(self) -> None:
+        start = time.monotonic()
+        while not self.main and not (self.path.is_file() and self.path.read_text() == self.token):
+            if time.monotonic() - start > 4 * 3600:
+                raise TimeoutError(f"the first process has not finished {self.path} in four hours: look at its output")
+            time.sleep(0.5)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.main and error[0] is None:
+            self.path.write_text(self.token)
+
+
+def _test(bundle: Bundle, out: Path, body: Body, config: TrainConfig) -> dict[str, Any]:
     """Errors on the test takes in mm, for the bundle's card; empty where no take was held out."""
     metrics: dict[str, Any] = {}
+    paths = [Path(path) for path in config.data.mocap]
     for occlusion in ("none", "biggs"):
         try:
-            data = make_set(mocap_paths, config.test, 0, occlusion, body, split="test", cache=out / "mocap.npz")
+            data = make_set(paths, config.data.test, 0, occlusion, body, split="test", cache=out / "mocap.npz")
         except MocapError:
             return metrics
-        result = evaluate(data, bundle, counts=(10, 25))
+        modes = bundle.num_modes
+        result = evaluate(data, bundle, counts=(modes, 25))
         kept = {"count": result["count"], "mode": result["mode"], "min_of_25": result["min_of"]["25"]}
-        metrics[occlusion] = {**kept, "quantised_10": result["quantised"]["10"], "nll": result["nll"]}
+        quantised = {f"quantised_{modes}": result["quantised"][str(modes)]}
+        metrics[occlusion] = {**kept, **quantised, "nll": result["nll"]}
     return metrics
 
 
-def _card(config: TrainConfig, mocap: Mocap) -> dict[str, Any]:
+def _card(config: TrainConfig, mocap: Mocap | None) -> dict[str, Any]:
     """What the bundle's card tells about data and training."""
-    return {
-        "licence": "Apache-2.0; made from the motion capture and the body that NOTICE names",
-        "training": {
-            "data": "motion capture, retargeted and widened; synthetic cameras, occlusion and detector noise",
-            "takes": len(mocap.takes),
-            "frames": {name: int((mocap.split == k).sum()) for k, name in enumerate(SPLITS)},
-            "pool": config.pool,
-            "steps": config.steps,
-            "batch": config.batch,
-            "examples": config.steps * config.batch,
-            "detectors": list(config.detectors),
-            "noise": config.noise,
-            "seed": config.seed,
-        },
-    }
-
-
-def apply_settings(config: TrainConfig, assignments: list[str]) -> TrainConfig:
-    """``name=value`` and ``group.name=value`` put into a configuration; values are read as yaml.
-
-    Raises:
-        ValueError: no such setting, no ``=``, or a value that the setting cannot have.
-    """
-    for assignment in assignments:
-        name, separator, value = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"{assignment!r} is not NAME=VALUE, for example flow.hidden=256")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"setting {name!r}: {value!r} is not YAML") from error
-        config = _set(config, name.split("."), parsed, name)
-    return config
-
-
-def _set(config: Any, path: list[str], value: Any, name: str) -> Any:
-    known = {f.name for f in dataclasses.fields(config)}
-    if path[0] not in known:
-        raise ValueError(f"unknown setting {name!r}: {path[0]!r} is not one of {', '.join(sorted(known))}")
-    current = getattr(config, path[0])
-    if len(path) > 1:
-        return dataclasses.replace(config, **{path[0]: _set(current, path[1:], value, name)})
-    kind, example = ("list", list(current)) if isinstance(current, tuple) else (type(current).__name__, current)
-    if dataclasses.is_dataclass(current):
-        inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(current))
-        raise ValueError(f"setting {name!r} is a group: set {inner}")
-    fits = {"list": list, "str": str, "bool": bool, "int": int}.get(kind, (int, float, str))
-    try:
-        if not isinstance(value, fits) or (isinstance(value, bool) and kind != "bool"):
-            raise ValueError
-        value = tuple(value) if kind == "list" else type(current)(value)  # YAML reads 5e-4 as a text
-    except ValueError:
-        raise ValueError(f"setting {name!r} cannot be {value!r} ({kind} needed): try {example!r}") from None
-    return dataclasses.replace(config, **{path[0]: value})
+    steps, batch, data = config.engine.steps, config.optimiser.batch, config.data
+    training: dict[str, Any] = {"steps": steps, "batch": batch, "examples": steps * batch}
+    training |= {"configuration": config.name, "noise": config.losses.noise, "seed": config.engine.seed}
+    sources = []
+    if mocap is not None:
+        sources.append("motion capture, retargeted and widened; synthetic cameras, occlusion and detector noise")
+        training |= {"takes": len(mocap.takes), "pool": data.pool, "detectors": list(data.detectors)}
+        training["frames"] = {name: int((mocap.split == k).sum()) for k, name in enumerate(SPLITS)}
+    if data.shards:
+        sources.append("shards of rendered or annotated people")
+    licence = "Apache-2.0; made from the motion capture and the body that NOTICE names"
+    return {"licence": licence, "training": {"data": " and ".join(sources), **training}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -269,25 +275,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hmr-prob train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = ", ".join(config_names())
+    parser.add_argument("method", nargs="?", default="", metavar="METHOD", help=f"one of {names} (default: joint)")
     parser.add_argument(
         "--mocap",
-        type=Path,
         nargs="+",
-        required=True,
-        help="folders or files: index.json with archives, .bvh, .amc, AMASS .npz",
+        metavar="PATH",
+        help="motion capture: folders or files, index.json with archives, .bvh, .amc, AMASS .npz",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; call again to go on")
-    parser.add_argument("--method", choices=METHODS, default="flow", help="flow, or the deterministic baseline")
-    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
-    parser.add_argument("--body", type=Path, help="a licensed SMPL file instead of the free body")
+    parser.add_argument("--data", nargs="+", metavar="SHARDS", help="shards of `hmr-prob make-shards`, folders too")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the run; call again to go on")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="yaml with settings, as DIR/config.yaml of a run")
+    parser.add_argument("--steps", type=int, help="short for --set engine.steps=N")
+    parser.add_argument("--body", type=Path, metavar="FILE", help="a licensed SMPL file instead of the free body")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="any setting of TrainConfig, e.g. flow.hidden=256"
+        "--set", nargs="*", default=[], action="extend", metavar="NAME=VALUE", help="settings, e.g. losses.mmd=0.05"
     )
     options = parser.parse_args(arguments)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    config = apply_settings(TrainConfig(method=options.method, steps=options.steps), options.set)
-    print(train(config, options.mocap, options.out, options.body))
+    settings = [] if options.steps is None else [f"engine.steps={options.steps}"]
+    config = load_config(options.method, options.config, [*settings, *options.set])
+    given = {name: tuple(map(str, v)) for name, v in (("mocap", options.mocap), ("shards", options.data)) if v}
+    made = train(replace(config, data=replace(config.data, **given)), options.out, options.body)
+    if not rank_zero_only.rank:
+        print(made)
     return 0
 
 

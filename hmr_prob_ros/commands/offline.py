@@ -1,24 +1,23 @@
-"""``hmr-prob train`` and ``hmr-prob export``: the work of the training half, which needs torch."""
+"""``hmr-prob train``, ``export`` and the like: the work of the training half, which needs torch."""
 
 from __future__ import annotations
 
-__all__ = ["add_export_arguments", "run_export", "run_train", "training_module"]
+__all__ = ["HANDED_ON", "add_export_arguments", "run_export", "run_handed_on", "training_module"]
 
 import argparse
 import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from . import CommandError, positive
 
-_TRAIN_HELP = """\
-usage: hmr-prob train --mocap PATH... --out DIR [options]
-
-Train a model from motion capture and write its bundle to DIR/bundle. A run that was stopped goes on when the command is
-repeated. All options are listed once the training half is installed.
-"""
+HANDED_ON = {
+    "train": ("train", "train any method, from motion capture or shards to a bundle"),
+    "make-shards": ("make_shards", "render people, or take annotated pictures, and store what a detector sees of them"),
+    "evaluate-model": ("evaluate_command", "measure a checkpoint of any method on sets or shards"),
+}
+"""Commands of the training half, which read their own arguments: module and summary."""
 
 
 def training_module(name: str, command: str) -> ModuleType:
@@ -35,22 +34,22 @@ def training_module(name: str, command: str) -> ModuleType:
         raise CommandError(f"{command} needs the training half ({error}): pip install 'hmr_prob_ros[train]'") from error
 
 
-def run_train(arguments: Sequence[str]) -> int:
-    """Hand the arguments on to the training half."""
+def run_handed_on(command: str, arguments: Sequence[str]) -> int:
+    """Hand the arguments of one of ``HANDED_ON`` on to the training half."""
+    name, summary = HANDED_ON[command]
     try:
-        module = training_module("train", "train")
+        module = training_module(name, command)
     except CommandError as error:
         if {"-h", "--help"} & set(arguments):
-            print(f"{_TRAIN_HELP}\n{error}")
+            print(f"usage: hmr-prob {command} ...\n\n{summary[0].upper()}{summary[1:]}.\n\n{error}")
             return 0
         raise
-    sys.argv[0] = "hmr-prob train"
     try:
         return int(module.main(list(arguments)) or 0)
     except ValueError as error:
         if type(error) is not ValueError:
             raise
-        raise CommandError(f"train: {error}") from error  # a setting that does not exist or does not fit
+        raise CommandError(f"{command}: {error}") from error  # a value that does not fit
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
