@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..skeleton import NUM_JOINTS, NUM_KEYPOINTS, PARENTS
 from .models import FlowPosterior, JointPosterior
 from .quantize import Quantizer, shares
 
-__all__ = ["OUTPUTS", "DensityGraph", "Kinematics", "PosteriorGraph"]
+__all__ = ["OUTPUTS", "DensityGraph", "PosteriorGraph"]
 
 OUTPUTS: tuple[str, ...] = (
     "sample_joints",
@@ -40,107 +39,6 @@ COVARIANCE_FLOOR = 1e-6
 """Square metres added to the diagonal of a covariance, so that it can always be inverted."""
 
 
-class Kinematics(nn.Module):
-    """Forward kinematics of a ``TorchBody`` with samples last.
-
-    What is linear is folded to one matrix each: bones and keypoint parts in the betas, positions in the turned bones
-    (a joint is the sum of the bones above it), keypoints in turned parts and positions.
-    """
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        parents = list(PARENTS)
-        self.levels: list[tuple[list[int], list[int]]] = []  # (joints of a level, places of their parents above)
-        above = [0]
-        self.order = [0]
-        while True:
-            level = [j for j in range(NUM_JOINTS) if parents[j] in above]
-            if not level:
-                break
-            self.levels.append((level, [above.index(parents[j]) for j in level]))
-            self.order += level
-            above = level
-
-        def keep(name: str, value: Tensor | list[int]) -> None:
-            self.register_buffer(name, torch.as_tensor(value).clone(), persistent=False)
-
-        for depth, (level, places) in enumerate(self.levels):
-            keep(f"level{depth}", level)
-            keep(f"places{depth}", places)
-        keep("back", [self.order.index(j) for j in range(NUM_JOINTS)])
-        keep("next", [1, 2, 0])
-        keep("afternext", [2, 0, 1])
-
-        template = body.joint_template
-        slopes = body.joint_dirs.unflatten(-1, (NUM_JOINTS, 3))  # (10, 24, 3)
-        keep("parent", parents[1:])
-        keep("bone", template[1:] - template[parents[1:]])
-        keep("bone_dirs", (slopes[:, 1:] - slopes[:, parents[1:]]).flatten(1))
-        joint, mass = body.pair_joint, body.pair_mass  # (Q,), (Q, 1)
-        part_dirs = body.pair_dirs.unflatten(-1, (-1, 3))
-        keep("pair_joint", joint)
-        keep("part", body.pair_base - mass * template[joint])
-        keep("part_dirs", (part_dirs - mass * slopes[:, joint]).flatten(1))
-        keep("pair_sum", body.pair_sum)
-        # A path of the tree is a row of ones: position = path @ turned bones.
-        path = torch.zeros(NUM_JOINTS, NUM_JOINTS - 1)
-        for j in range(1, NUM_JOINTS):
-            k = j
-            while k > 0:
-                path[j, k - 1] = 1
-                k = parents[k]
-        keep("path", path)
-        one_hot = nn.functional.one_hot(joint, NUM_JOINTS).to(mass.dtype)
-        keep("pair_path", body.pair_sum @ (mass * one_hot) @ path)
-        correctives = body.pair_posedirs
-        self.register_buffer("correctives", None if correctives is None else correctives.T.clone(), persistent=False)
-        keep("eye", torch.eye(3)[:, :, None, None])
-
-    def rotations(self, pose6d: Tensor) -> Tensor:
-        """Gram-Schmidt, (144, B, N) -> (24, 3, 3, B, N); formula in ``rotations.rotation6d_to_matrix``."""
-        columns = pose6d.unflatten(0, (NUM_JOINTS, 6))
-        first, second = columns[:, :3], columns[:, 3:]
-        first = first * (first * first).sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
-        second = second - (first * second).sum(1, keepdim=True) * first
-        second = second * (second * second).sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
-        third = first.index_select(1, self.next) * second.index_select(1, self.afternext)
-        third = third - first.index_select(1, self.afternext) * second.index_select(1, self.next)
-        return torch.stack((first, second, third), dim=2)
-
-    def forward(self, rotations: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """Joints (24, 3, B, N) and keypoints (23, 3, B, N), the pelvis at the origin.
-
-        Args:
-            rotations: local, (24, 3, 3, B, N).
-            betas: (10, B, 1 or N).
-        """
-        level = rotations[:1]
-        levels = [level]
-        for depth in range(len(self.levels)):
-            above = level.index_select(0, getattr(self, f"places{depth}"))
-            below = rotations.index_select(0, getattr(self, f"level{depth}"))
-            level = (above[:, :, :, None] * below[:, None]).sum(2)
-            levels.append(level)
-        world = torch.cat(levels).index_select(0, self.back)
-        tail = rotations.shape[3:]
-
-        bones = self._along(self.bone, self.bone_dirs, betas)  # (23, 3, B, 1 or N)
-        turned = (world.index_select(0, self.parent) * bones[:, None]).sum(2).flatten(1)  # (23, 3 B N)
-        parts = self._along(self.part, self.part_dirs, betas)
-        if self.correctives is not None:
-            feature = (rotations[1:] - self.eye).flatten(0, 2)
-            parts = parts + (self.correctives @ feature.flatten(1)).reshape(parts.shape[:2] + tail)
-        moved = (world.index_select(0, self.pair_joint) * parts[:, None]).sum(2).flatten(1)
-        joints = (self.path @ turned).reshape((NUM_JOINTS, 3) + tail)
-        surface = (self.pair_sum @ moved + self.pair_path @ turned).reshape((NUM_KEYPOINTS, 3) + tail)
-        return joints, surface
-
-    @staticmethod
-    def _along(base: Tensor, slopes: Tensor, betas: Tensor) -> Tensor:
-        moved = (slopes.T @ betas.flatten(1)).reshape(base.shape + betas.shape[1:])
-        return base[..., None, None] + moved
-
-
 class PosteriorGraph(nn.Module):
     """All of ``model.onnx``: samples, their modes, mean and covariance.
 
@@ -151,7 +49,7 @@ class PosteriorGraph(nn.Module):
     def __init__(self, model: FlowPosterior, modes: int) -> None:
         super().__init__()
         self.model, self.modes = model, modes
-        self.kinematics = Kinematics(model.body)
+        self.kinematics = model.body.kinematics
         self.learned = isinstance(model, JointPosterior)
         self.quantiser = model.leading(modes) if self.learned else Quantizer(modes)
 
