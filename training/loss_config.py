@@ -30,6 +30,8 @@ class LossConfig:
         best_of_m: joints of the best of M heads, as the norm of the whole pose or, with ``best_of_m_squared``, the mean
             of its squares; ``reprojection``: keypoints of all heads; ``best_rotations``, ``best_betas``,
             ``best_vertices``, ``best_keypoints``: further losses of the best head.
+        latents: half the squared latents of learned hypotheses: of those that fit equally well the densest is wanted,
+            and what joints do not show, as girth, stays as it probably is.
         kl: of a variational encoder against the standard normal.
     """
 
@@ -59,6 +61,7 @@ class LossConfig:
     best_betas: float = 0.0
     best_vertices: float = 0.0
     best_keypoints: float = 0.0
+    latents: float = 0.0
     kl: float = 0.0
 
     def samples_for(self, heatmaps: bool) -> int:

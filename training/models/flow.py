@@ -142,7 +142,7 @@ class FlowPosterior(LiftingModel):
         out = self.bodies(
             pose6d, betas, few.keypoints, few.box, camera.first(len(few)), self.translation_latents(latents)
         )
-        return terms | self.sample_losses(out, few, config)
+        return terms | self.sample_losses({**out, "latents": latents}, few, config)
 
     def training_latents(self, condition: Condition, config: LossConfig, examples: Examples) -> Tensor:
         """Latents (B, S, D) of the bodies that :meth:`sample_losses` sees."""

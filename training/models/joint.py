@@ -132,7 +132,8 @@ class JointPosterior(FlowPosterior):
         return torch.cat((hypotheses, drawn), dim=1)
 
     def sample_losses(self, out: dict[str, Tensor], examples: Examples, config: LossConfig) -> dict[str, Tensor]:
-        """Of the mode and the draws as for all methods; of the hypotheses what Biggs' heads have."""
+        """Of the mode and the draws as for all methods; of the hypotheses what Biggs' heads have, and how far out in
+        latent space they are."""
         terms = {}
         count = self.modes if config.best_of_m or config.reprojection else 1
         joints = out["sample_joints"][:, :count]
@@ -144,6 +145,9 @@ class JointPosterior(FlowPosterior):
                 for n in prefixes
             ]
             terms["best_of_m"] = config.best_of_m * torch.stack(best).mean()
+        if config.latents and count > 1:
+            learned = out["latents"][:, 1:count]
+            terms["latents"] = config.latents * 0.5 * learned.square().sum(-1).mean()
         if config.reprojection:
             true, seen = true_keypoints(examples)
             points = L.project_to_crop(out["sample_keypoints"][:, 1:count], examples.box)
