@@ -286,9 +286,14 @@ class ProHMR(FlowPosterior):
             config.batch_norm,
         )
 
-    def fit_statistics(self, pose6d: Tensor) -> None:
-        """Starts the flow's ActNorms on training poses (T, 144). Without it, the first training batch does."""
-        self.flow.fit(pose6d)
+    def fit_statistics(self, pose6d: Tensor, noise: float = 0.005) -> None:
+        """Starts the flow's ActNorms on training poses (T, 144), as the first training batch does without it.
+
+        The likelihood's noise is added as there. Without it every ActNorm would divide what captures leave constant,
+        hands for one, by its floor once more, and the noise would be 1e9 deviations at the end of the chain.
+        """
+        generator = torch.Generator().manual_seed(0)
+        self.flow.fit(pose6d + noise * torch.randn(pose6d.shape, generator=generator).to(pose6d))
 
     def freeze(self) -> None:
         """Makes the flow exportable, see :meth:`Glow.freeze`."""
