@@ -46,5 +46,5 @@ def test_prior_says_what_is_wrong(tmp_path: Path) -> None:
         PriorConfig(couplings=0)
     joints = 1e30 * torch.randn(8, 24, 3)
     joints[:, 0] = 0
-    with pytest.raises(FloatingPointError, match="lower the rate"):
+    with pytest.raises(PriorError, match="lower the rate"):
         train_prior(PosePrior(PriorConfig(hidden=8, couplings=2)), joints, steps=3, noise=1e30, progress=False)

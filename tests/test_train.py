@@ -11,12 +11,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the training half needs the [train] extra")
 L = pytest.importorskip("lightning", reason="the training half needs the [train] extra")
+
+from model_helpers import save_shards  # noqa: E402
 
 from hmr_prob_ros.body import Body  # noqa: E402
 from hmr_prob_ros.training.body import TorchBody  # noqa: E402
@@ -24,16 +25,12 @@ from hmr_prob_ros.training.config import ConfigError, TrainConfig, load_config, 
 from hmr_prob_ros.training.data.examples import Examples  # noqa: E402
 from hmr_prob_ros.training.data.noise import DetectorNoise  # noqa: E402
 from hmr_prob_ros.training.data.retarget import MocapError  # noqa: E402
+from hmr_prob_ros.training.data.shards import ShardError  # noqa: E402
 from hmr_prob_ros.training.data.synthesize import Synthesizer  # noqa: E402
 from hmr_prob_ros.training.models import MODELS, CheckpointError, load_checkpoint  # noqa: E402
 from hmr_prob_ros.training.modules import TrainingError, validate  # noqa: E402
 from hmr_prob_ros.training.streams import (  # noqa: E402
     DataError,
-    FixedSource,
-    MixedSource,
-    MocapSource,
-    ShardSource,
-    Stream,
     fixed_examples,
 )
 from hmr_prob_ros.training.train import train, train_on  # noqa: E402
@@ -213,6 +210,20 @@ def test_a_finished_run_is_kept_and_may_be_lengthened(
         run(examples, replace(longer, engine=replace(longer.engine, steps=20)), torch_body, tmp_path)
 
 
+def test_a_checkpoint_of_another_version_is_refused(
+    examples: Examples, torch_body: TorchBody, tmp_path: Path
+) -> None:
+    config = tiny("joint")
+    run(examples, config, torch_body, tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    del state["state_dict"]["model.quantiser.outer.bias"]
+    torch.save(state, last)
+    longer = replace(config, engine=replace(config.engine, steps=12))
+    with pytest.raises(CheckpointError, match=r"no model.quantiser.outer.bias: .* another version of joint; .*--out"):
+        run(examples, longer, torch_body, tmp_path)
+
+
 def test_killed_between_the_last_step_and_the_file(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
     """The averaged weights of the last checkpoint become the model."""
     config = tiny("joint", "engine.ema=0.9")
@@ -233,19 +244,22 @@ def test_another_body_is_refused(examples: Examples, torch_body: TorchBody, tmp_
 
 
 def test_a_broken_loss_stops_the_run(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
-    """Parameters made NaN at step 6: the run stops and names the terms; the checkpoint of step 4 stays and is good."""
+    """Parameters made NaN at step 5: the run stops and names the terms; the checkpoints of steps 4 and 2 stay."""
 
     class Break(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-            if trainer.global_step == 6:
+            if trainer.global_step == 5:
                 next(module.model.person.parameters()).data.fill_(torch.nan)
 
-    with pytest.raises(TrainingError, match=r"step 6: .*betas_nll.*lower optimiser.rate.*checkpoint"):
-        train_on(examples, tiny("regressor"), torch_body, tmp_path, callbacks=[Break()])
+    config = tiny("regressor", "engine.checkpoint_every=2")
+    with pytest.raises(TrainingError, match=r"step 5: .*betas_nll.*lower optimiser.rate.*checkpoint"):
+        train_on(examples, config, torch_body, tmp_path, callbacks=[Break()])
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 4
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
-    assert len(run(examples, tiny("regressor"), torch_body, tmp_path)[0]) == 4
+    previous = torch.load(tmp_path / "checkpoints" / "previous.ckpt", weights_only=True)
+    assert previous["global_step"] == 2
+    assert len(run(examples, config, torch_body, tmp_path)[0]) == 4
 
 
 @pytest.mark.parametrize("field", ["betas", "rotations", "keypoints", "translation"])
@@ -254,6 +268,25 @@ def test_nan_in_data_is_named(field: str, examples: Examples, torch_body: TorchB
     broken[3].view(-1)[1] = torch.nan
     with pytest.raises(DataError, match=rf"{field} of example \d+ \(1 of 16\) is NaN.*has_pose"):
         run(replace(examples, **{field: broken}), tiny("regressor", "engine.steps=20"), torch_body, tmp_path)
+
+
+def test_losses_that_do_nothing_are_told(
+    examples: Examples,
+    torch_body: TorchBody,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without heatmaps and masks there is nothing to compare samples with."""
+    monkeypatch.setattr("hmr_prob_ros.training.modules.LOG_EVERY", 3)
+    run(examples, tiny("flow", "engine.steps=4"), torch_body, tmp_path)
+    told = [record.getMessage() for record in caplog.records if "never computes" in record.getMessage()]
+    assert told == ["flow never computes some losses that are on from this data: mask, mmd"]
+
+
+def test_a_machine_that_is_not_there_is_named(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot train with engine\.accelerator=nothing"):
+        run(examples, tiny("regressor", "engine.accelerator=nothing"), torch_body, tmp_path)
 
 
 def test_early_stop(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
@@ -289,108 +322,20 @@ def test_adversary_learns_and_is_not_saved(examples: Examples, torch_body: Torch
     assert not trained & {id(p) for p in model.adversary.parameters()}
 
 
-def _equal(a: Examples, b: Examples) -> bool:
-    return all(
-        (x is None and y is None) or torch.equal(x, y)
-        for x, y in ((getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Examples))
-    )
-
-
-def _source(kind: str, examples: Examples, body: TorchBody, folder: Path, pictures: bool = False):
-    if kind == "fixed":
-        return FixedSource(examples, 48, seed=3)
-    if kind == "shards":
-        from hmr_prob_ros.training.data.shards import Shard
-
-        names = [f.name for f in dataclasses.fields(examples) if getattr(examples, f.name) is not None]
-        picture = cv2.imencode(".jpg", np.full((64, 64, 3), 90, np.uint8))[1].tobytes()
-        for i, part in enumerate((examples[:30], examples[30:70], examples[70:75], examples[75:110])):
-            fields = {n: getattr(part, n).numpy() for n in names if n != "pose6d"}
-            jpeg = (picture,) * len(part) if pictures else None
-            Shard({**fields, "take": np.array(["a"] * len(part))}, body.body_hash, jpeg).save(folder / f"{i}.npz")
-        return ShardSource([folder], 48, seed=3, body=body.body_hash, mix=2)
-    poses = 0.2 * np.random.default_rng(1).standard_normal((50, 24, 3)).astype(np.float32)
-    mocap = MocapSource(poses, Synthesizer(body, [DetectorNoise.load("tinypose")]), 300, seed=3)
-    return mocap if kind == "mocap" else MixedSource(mocap, FixedSource(examples, 300, seed=3), 0.4)
-
-
-@pytest.mark.parametrize("kind", ["fixed", "shards", "mocap", "mixed"])
-def test_batches_are_functions_of_their_number(kind: str, examples, torch_body, tmp_path: Path) -> None:
-    """Any batch can be had again, alone, and in parts; loaders with workers keep the order."""
-    source, again = (_source(kind, examples, torch_body, tmp_path) for _ in range(2))
-    batches = [source.batch(step) for step in range(5)]
-    assert all(len(batch) == source.size for batch in batches)
-    for step in (4, 0, 3):
-        assert _equal(again.batch(step), batches[step])
-        assert _equal(Examples.cat([again.batch(step, rank, 3) for rank in range(3)]), batches[step])
-    assert not _equal(batches[0], batches[1])
-    loader = torch.utils.data.DataLoader(Stream(source, start=1), batch_size=None, num_workers=2 * (kind == "mocap"))
-    for step, batch in zip((1, 2, 3, 4), loader):
-        assert _equal(batch, batches[step])
-
-
-@pytest.mark.parametrize("kind", ["fixed", "shards"])
-def test_an_epoch_shows_every_example_once(
-    kind: str, examples: Examples, torch_body: TorchBody, tmp_path: Path
-) -> None:
-    source = _source(kind, replace(examples, index=torch.arange(len(examples)))[:110], torch_body, tmp_path)
-    seen = torch.cat([source.batch(step).index for step in range(5)])
-    for epoch in (seen[:110], seen[110:220]):
-        assert sorted(epoch.tolist()) == list(range(110))
-    assert seen[:110].tolist() != seen[110:220].tolist()
-    assert seen[:110].tolist() != list(range(110))
-
-
-def test_mixture_keeps_its_share(examples: Examples) -> None:
-    first, second = FixedSource(examples[:100], 10), FixedSource(examples[100:], 10)
-    source = MixedSource(first, second, 0.3)
-    from_second = [bool((source.batch(step).box[:1] == examples.box[100:]).all(1).any()) for step in range(20)]
-    assert sum(from_second) == 6
-    assert max(len(run_) for run_ in "".join("x" if s else " " for s in from_second).split()) == 1
-
-
-def test_shards_of_another_body_are_refused(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
-    from hmr_prob_ros.training.data.shards import ShardError
-
-    _source("shards", examples, torch_body, tmp_path)
-    with pytest.raises(ShardError, match=r"made with the body .*--body"):
-        ShardSource([tmp_path], 8, body="0" * 64)
-    with pytest.raises(ShardError, match="no pictures"):
-        ShardSource([tmp_path], 8, images=True)
-
-
 def test_training_on_shards(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
     """Without pictures, and with, through a backbone; examples whose pose is unknown are taken too."""
     folder = tmp_path / "shards"
     some = replace(examples, has_pose=torch.arange(len(examples)) % 3 > 0)
-    _source("shards", some, torch_body, folder, pictures=True)
+    save_shards(some, torch_body, folder, pictures=True)
     config = tiny("cvae", "engine.steps=2", "optimiser.batch=8")
     data = replace(config.data, shards=(str(folder),), validation_shards=(str(folder / "2.npz"),))
     assert train(replace(config, data=data), tmp_path / "plain") == tmp_path / "plain" / "model.pt"
+    with pytest.raises(ShardError, match="leave some of them"):
+        train(replace(config, data=replace(data, validation_shards=(str(folder),))), tmp_path / "none")
     pytest.importorskip("timm", reason="backbones need the [images] extra")
     model = replace(config.model, image="mobilenetv3_small_050")
     path = train(replace(config, data=data, model=model), tmp_path / "pictures")
     assert load_checkpoint(path, torch_body)[1]["metrics"] == {}  # two steps, no validation
-
-
-def test_fixed_examples_are_kept(torch_body: TorchBody, examples: Examples, tmp_path: Path) -> None:
-    poses = 0.2 * np.random.default_rng(0).standard_normal((30, 24, 3)).astype(np.float32)
-    path = tmp_path / "set.npz"
-    made = fixed_examples(path, poses, Synthesizer(torch_body), 20, progress=False)
-    before = path.stat().st_mtime_ns
-    assert _equal(made, fixed_examples(path, poses, Synthesizer(torch_body), 20, progress=False))
-    assert path.stat().st_mtime_ns == before
-    assert len(fixed_examples(path, poses, Synthesizer(torch_body), 25, progress=False)) == 25
-    joints, surface = torch_body(made.rotations, made.betas, made.translation)
-    torch.testing.assert_close(made.joints, joints)
-    torch.testing.assert_close(made.keypoints3d, surface)
-    # True keypoints are what the body projects to, to half precision.
-    seen = (made.keypoints[..., 2] > 0) & (made.keypoints[..., :2].abs() < 1).all(-1)
-    rays = made.box[:, None, :2] + made.keypoints[..., :2] * made.box[:, None, 2:] / 2
-    assert (surface[..., :2] / surface[..., 2:] - rays)[seen].abs().max() < 2e-3
-    path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="delete it"):
-        fixed_examples(path, poses, Synthesizer(torch_body), 20, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -192,8 +192,9 @@ class _Run:
         self.keep_first = keep_first
         self.heads: int | None = model.heads
         self.modes = [n for n in counts if n <= (self.heads or SAMPLES)] if quantised else []
-        self.few = self.heads or SAMPLES
-        kept = self.heads or (MORE_SAMPLES if SAMPLES in self.modes else SAMPLES)
+        self.learned = getattr(model, "modes", 0)  # these come first; the draws behind them are the posterior
+        self.few = self.heads or self.learned + SAMPLES
+        kept = self.heads or self.learned + (MORE_SAMPLES if SAMPLES in self.modes else SAMPLES)
         self.source = Source(model, chosen, self.heads or max(kept, *counts), kept, vertices, visible_by, seed)
         self.metrics = ("mpjpe", "pa_mpjpe", "pve") if vertices else ("mpjpe", "pa_mpjpe")
         self.noise = np.random.default_rng(seed + 1)
@@ -214,7 +215,9 @@ class _Run:
         weights = weights / weights.sum(axis=1, keepdims=True)
         self.add_moments(truth, drawn, weights)
         if drawn.keypoints is not None:
-            self.add_picture(part, truth, drawn.keypoints[:, : self.few])
+            points = drawn.keypoints[:, : self.few]
+            drawn_only = np.concatenate((points[:, :1], points[:, max(self.learned, 1) :]), axis=1)
+            self.add_picture(part, truth, drawn_only)
         if getattr(self.model, "has_density", False):
             self.add_likelihood(part)
 
@@ -231,7 +234,7 @@ class _Run:
             for n, best in best_of(ordered, self.counts).items():
                 self.tally.add(f"min_of.{n}.{metric}", best)
         for n in self.modes:
-            pool = MORE_SAMPLES if n == SAMPLES else self.few
+            pool = self.learned + MORE_SAMPLES if n == SAMPLES else self.few
             kinds = {"quantised": drawn.logs[:, :pool]}
             if self.heads:
                 kinds["quantised_uniform"] = np.zeros_like(drawn.logs)
@@ -243,7 +246,7 @@ class _Run:
     def choose(self, joints: np.ndarray, logs: np.ndarray, n: int) -> np.ndarray:
         """(B, n) which samples (B, N, J, 3) with log-weights (B, N) are the modes."""
         count = joints.shape[1]
-        if n >= count or n <= getattr(self.model, "modes", 0):  # learned ones come first
+        if n >= count or n <= self.learned:  # learned ones come first
             return np.broadcast_to(np.arange(min(n, count)), (len(joints), min(n, count)))
         joints = np.nan_to_num(joints, nan=0.0, posinf=0.0, neginf=0.0)
         if self.heads or self.keep_first:

@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["Material", "fit"]
 
 import dataclasses
+import itertools
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -66,12 +69,16 @@ class Material:
 
 
 class _WholeFiles(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, whenever the process is killed."""
+    """Checkpoints that appear whole or not at all, whenever the process is killed; the one before is kept as
+    ``previous.ckpt``, for weights may be spoilt some steps before the loss is NaN."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".part")
+        if path.is_file():
+            shutil.copyfile(path, partial)
+            os.replace(partial, path.with_name("previous.ckpt"))
         torch.save(checkpoint, partial)
         os.replace(partial, path)
 
@@ -178,38 +185,41 @@ def _trainer(
     if several and strategy in ("auto", "ddp"):
         # Which parameters a step uses depends on the losses that are on and on what the data knows.
         strategy = DDPStrategy(find_unused_parameters=True)
-    return L.Trainer(
-        max_steps=engine.steps,
-        accelerator=engine.accelerator,
-        devices=engine.devices,
-        num_nodes=engine.nodes,
-        strategy=strategy,
-        precision="32-true" if engine.precision in ("32", "bf16-networks") else engine.precision,
-        logger=loggers,
-        log_every_n_steps=LOG_EVERY,
-        val_check_interval=engine.validate_every,
-        check_val_every_n_epoch=None,  # counts steps, not those of an epoch
-        limit_val_batches=None if validates else 0,
-        num_sanity_val_steps=0,
-        callbacks=[*used, *callbacks],
-        plugins=[_WholeFiles()],
-        use_distributed_sampler=False,  # the source deals out
-        enable_model_summary=False,
-        enable_progress_bar=engine.progress,
-    )
+    try:
+        return L.Trainer(
+            max_steps=engine.steps,
+            accelerator=engine.accelerator,
+            devices=engine.devices,
+            num_nodes=engine.nodes,
+            strategy=strategy,
+            precision="32-true" if engine.precision in ("32", "bf16-networks") else engine.precision,
+            logger=loggers,
+            log_every_n_steps=LOG_EVERY,
+            val_check_interval=engine.validate_every,
+            check_val_every_n_epoch=None,  # counts steps, not those of an epoch
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            callbacks=[*used, *callbacks],
+            plugins=[_WholeFiles()],
+            use_distributed_sampler=False,  # the source deals out
+            enable_model_summary=False,
+            enable_progress_bar=engine.progress,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"this machine cannot train with engine.accelerator={engine.accelerator}, devices={engine.devices}, "
+            f"strategy={engine.strategy}, precision={engine.precision}: {reason}"
+        ) from error
 
 
 def _finish(config: TrainConfig, material: Material, model: LiftingModel, trainer: L.Trainer, out: Path) -> None:
-    """The pose prior, where there is one, and the file of the model."""
-    if config.method == "multi_head" and getattr(config.model, "prior", False):
-        from .models.multi_head import MultiHead, fit_prior
-
-        assert isinstance(model, MultiHead)
-        model.to(trainer.strategy.root_device)
-        steps = min(4000, config.engine.steps)
-        fit_prior(model, material.rotations(), steps=steps, seed=config.engine.seed, progress=config.engine.progress)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    """What a method trains at its end, and the file of the model."""
     taken = trainer.global_step or config.engine.steps
+    model.to(trainer.strategy.root_device)
+    batches = (material.source.batch(step) for step in itertools.count(taken))
+    model.finish(batches, material.rotations, taken, config.engine.seed, config.engine.progress)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     meta = {"method": config.method, "name": config.name, "steps": taken, "seed": config.engine.seed}
     meta |= {"complete": config.engine.steps, "metrics": metrics, "body_hash": model.body.body_hash}
     save_checkpoint(out / "model.pt", model, meta)

@@ -51,14 +51,18 @@ class PosteriorGraph(nn.Module):
         self.model, self.modes = model, modes
         self.kinematics = model.body.kinematics
         self.learned = isinstance(model, JointPosterior)
-        self.quantiser = model.leading(modes) if self.learned else Quantizer(modes)
+        if self.learned and modes > model.config.hypotheses:
+            raise ValueError(
+                f"the model has {model.config.hypotheses} hypotheses: it cannot give {modes} modes, export fewer"
+            )
+        self.quantiser = model.quantiser.leading(modes) if self.learned else Quantizer(modes)
 
     def forward(self, keypoints: Tensor, box: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """(B, 23, 3), (B, 3), (B, N, D) -> the tensors of ``OUTPUTS``."""
         model = self.model
         condition = model.condition(keypoints, box)
         if self.learned:  # the mode, the other hypotheses, the draws
-            latents = torch.cat((model.hypotheses(condition, self.quantiser), latents[:, 1:]), dim=1)
+            latents = torch.cat((self.quantiser(condition.code, self.modes), latents[:, 1:]), dim=1)
         shape, camera = model.guesses(condition)
         betas = shape.mean.T[..., None]  # (10, B, 1)
         drawn = model.shape_latents(latents)

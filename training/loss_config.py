@@ -6,6 +6,8 @@ __all__ = ["LossConfig"]
 
 from dataclasses import dataclass
 
+_NO_WEIGHTS = ("noise", "samples", "distribution_samples", "sampled", "mmd_unbiased", "best_of_m_squared")
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -63,6 +65,11 @@ class LossConfig:
     best_keypoints: float = 0.0
     latents: float = 0.0
     kl: float = 0.0
+
+    @property
+    def on(self) -> list[str]:
+        """Names of the losses whose weight is above 0."""
+        return [name for name, value in vars(self).items() if name not in _NO_WEIGHTS and value > 0]
 
     def samples_for(self, heatmaps: bool) -> int:
         """Samples of an example, by whether it has heatmaps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["LOG_EVERY", "Batches", "MethodModule", "TrainingError", "validate"]
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -20,8 +21,16 @@ from .models import CheckpointError, LiftingModel
 from .models.lifting import Lifting
 from .streams import Source, Stream, check_examples, key
 
+logger = logging.getLogger(__name__)
+
 LOG_EVERY = 50
 """Steps between two entries of the log; computing them would slow down every step."""
+
+
+_STAYS = (
+    "checkpoints/last.ckpt, from before it, stays: the same command goes on from there; should that break at once, put "
+    "checkpoints/previous.ckpt in its place"
+)
 
 
 class TrainingError(FloatingPointError):
@@ -57,6 +66,7 @@ class MethodModule(L.LightningModule):
                 weight_decay=config.optimiser.weight_decay,
             )
         self._real: tuple[Tensor, Tensor] | None = None
+        self._idle, self._steps = set(config.losses.on), 0
 
     def on_fit_start(self) -> None:
         losses = self.config.losses
@@ -79,6 +89,7 @@ class MethodModule(L.LightningModule):
                 f"no loss is on that {self.model.name} can compute from these examples: set one of losses.*, see "
                 "`hmr-prob train --help`"
             )
+        self._tell_of_idle_losses(terms)
         total = torch.stack(tuple(terms.values())).sum()
         if self._looks():
             self._require_finite(total, terms)
@@ -90,6 +101,14 @@ class MethodModule(L.LightningModule):
             if batch.has_pose is not None:
                 self._real = batch.rotations[batch.has_pose], batch.betas[batch.has_pose]
         return total
+
+    def _tell_of_idle_losses(self, terms: dict[str, Tensor]) -> None:
+        """Warns once, when every kind of batch has come, of losses that are on and were never computed."""
+        self._idle -= terms.keys()
+        self._steps += 1
+        if self._steps == LOG_EVERY and self._idle and self.global_rank == 0:
+            idle = ", ".join(sorted(self._idle))
+            logger.warning("%s never computes some losses that are on from this data: %s", self.model.name, idle)
 
     def _looks(self) -> bool:
         """Whether this step looks at its numbers: always on a CPU, on a GPU, which would wait, now and then and before
@@ -104,7 +123,7 @@ class MethodModule(L.LightningModule):
         broken = ", ".join(name for name, value in terms.items() if not torch.isfinite(value)) or "the sum"
         raise TrainingError(
             f"the loss is not finite at step {self.global_step}: {broken} ({values}); lower optimiser.rate or that "
-            "loss's weight. The last checkpoint, from before it, stays: the same command goes on from there"
+            f"loss's weight. {_STAYS}"
         )
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -117,7 +136,7 @@ class MethodModule(L.LightningModule):
             names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
             raise TrainingError(
                 f"the gradient is not finite at step {self.global_step} ({len(names)} parameters, the first is "
-                f"{names[0]}): lower optimiser.rate. The last checkpoint, from before it, stays"
+                f"{names[0]}): lower optimiser.rate. {_STAYS}"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +191,12 @@ class MethodModule(L.LightningModule):
             raise CheckpointError(
                 f"the training that is to go on was begun with the body {found[:12]}, not {self.body_hash[:12]}: "
                 "give that body's file with --body, or another folder with --out"
+            )
+        missing = self.state_dict().keys() - checkpoint["state_dict"].keys()
+        if missing:
+            raise CheckpointError(
+                f"the training that is to go on has no {sorted(missing)[0]}: it was begun with another version of "
+                f"{self.model.name}; give another folder with --out to begin again"
             )
         if self.adversary_optimizer is not None and "adversary_optimizer" in checkpoint:
             self.adversary_optimizer.load_state_dict(checkpoint["adversary_optimizer"])

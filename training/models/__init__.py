@@ -119,7 +119,8 @@ def load_checkpoint(path: str | Path, body: nn.Module) -> tuple[nn.Module, dict[
     """Model in evaluation mode, and the checkpoint's ``meta``.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of this project, or weights that do not fit.
+        CheckpointError: no such file, not a checkpoint of this project, one of another body, or weights that do not
+            fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -132,6 +133,12 @@ def load_checkpoint(path: str | Path, body: nn.Module) -> tuple[nn.Module, dict[
     missing = [key for key in ("config", "state", "meta") if not isinstance(data, dict) or key not in data]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by this project's training")
+    trained_with, given = data["meta"].get("body_hash"), getattr(body, "body_hash", None)
+    if trained_with and given and trained_with != given:
+        raise CheckpointError(
+            f"{path} was trained with the body {trained_with[:12]}, not {given[:12]}: give the body file that it was "
+            "trained with as --body"
+        )
     # The state holds a backbone's weights too: the file or the network that they came from is not needed again.
     weights = data["config"].get("image_weights", "")
     model = build_model({**data["config"], "image_weights": ""}, body)

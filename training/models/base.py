@@ -6,6 +6,7 @@ has one, and ``losses(examples, config)`` what trains them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -148,6 +149,19 @@ class LiftingModel(nn.Module):
         """Weighted terms, scalars, whose sum is minimised."""
         raise NotImplementedError
 
+    def finish(
+        self, batches: Iterator[Examples], rotations: Callable[[], Tensor], steps: int, seed: int, progress: bool
+    ) -> None:
+        """Trains what is trained apart, after the rest; nothing, for most methods.
+
+        Args:
+            batches: of training examples, more of them without end.
+            rotations: gives training poses (T, 24, 3, 3) with any root.
+            steps: that the main training took.
+            seed: of the training.
+            progress: show a bar.
+        """
+
     def latents(self, count: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Standard normal latents (count, N, D) on the model's device, the first of each example zero: the single
         answer. N is ``samples``, or M for methods with M heads."""
@@ -267,7 +281,7 @@ class LiftingModel(nn.Module):
         # The papers leave the mode out of the losses between distributions.
         drawn = points[:, 1:]
         if config.mmd and examples.heatmap is not None:
-            known = None if examples.true_keypoints is None else seen > 0
+            known = None if examples.true_keypoints is None else (seen > 0) | examples.whole[:, None]
             target, use = L.mmd_target(examples.heatmap, examples.heatmap_peak, true, known)
             terms["mmd"] = config.mmd * L.mmd(drawn, target, use, unbiased=config.mmd_unbiased)
         if config.mask and examples.heatmap is not None and examples.mask is not None:
@@ -277,13 +291,77 @@ class LiftingModel(nn.Module):
             terms["mask"] = config.mask * L.mask_loss(drawn, examples.heatmap, examples.mask, invisible, use)
         return terms
 
+    def total_loss(self, out: dict[str, Tensor], examples: Examples, config: LossConfig) -> dict[str, Tensor]:
+        """Biggs' total loss (Biggs et al. 2020, equation 8) of methods that train one body per example, the first of
+        ``out``: what ``best_of_m``, ``best_*`` and ``reprojection`` are for the multi-head model if M = 1."""
+        single = {name: value[:, :1] for name, value in out.items()}
+        terms = {}
+        if config.best_of_m:
+            joints = single["sample_joints"]
+            known = None if examples.has_joints is None else examples.has_joints.to(joints)
+            gap, _ = L.best_of_m(joints, examples.joints, weight=known, squared=config.best_of_m_squared)
+            terms["best_of_m"] = config.best_of_m * gap.mean()
+        return terms | self.best_losses(single, examples, config)
+
+    def best_losses(
+        self, out: dict[str, Tensor], examples: Examples, config: LossConfig, chosen: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of the best of M heads (Biggs et al. 2020, equations 6 and 7), and the reprojection of all (equation
+        5). ``best_vertices`` is a mean over vertices, so that its weight does not depend on the mesh; without a mesh,
+        over keypoints.
+
+        Args:
+            out: as :meth:`bodies` gives it, (B, M, ...).
+            examples: the same B.
+            chosen: heads (B, C) whose losses are summed; None where there is only one.
+        """
+
+        def of(value: Tensor) -> Tensor:
+            if chosen is None:
+                return value
+            return torch.take_along_dim(value, chosen.reshape(chosen.shape + (1,) * (value.ndim - 2)), dim=1)
+
+        count = 1 if chosen is None else chosen.shape[1]  # losses are means over heads
+        terms = {}
+        rotations, betas = of(out["sample_rotations"]), of(out["sample_betas"])
+        pose, shape = (_weight(known, betas[:, 0]) for known in (examples.has_pose, examples.has_betas))
+        if config.best_rotations:
+            error = count * L.rotations_l2(rotations, examples.rotations, pose)
+            terms["best_rotations"] = config.best_rotations * error
+        if config.best_betas:
+            terms["best_betas"] = config.best_betas * count * L.betas_l2(betas, examples.betas, shape)
+        if config.best_vertices:
+            vertices, true = self.surface(rotations, betas), self.surface(examples.rotations, examples.betas)
+            error = count * L.vertices_l1(vertices, true, pose * shape) / true.shape[-2]
+            terms["best_vertices"] = config.best_vertices * error
+        if config.best_keypoints or config.reprojection:
+            points = L.project_to_crop(out["sample_keypoints"], examples.box)
+            true, seen = true_keypoints(examples)
+            if config.reprojection:
+                terms["reprojection"] = config.reprojection * L.keypoints_l2(points, true, seen)
+            if config.best_keypoints:
+                if chosen is not None:  # without a true body none is the best
+                    joints = pose if examples.has_joints is None else examples.has_joints.amax(-1).to(pose)
+                    seen = seen * torch.maximum(pose, joints)[:, None]
+                terms["best_keypoints"] = config.best_keypoints * count * L.keypoints_l2(of(points), true, seen)
+        return terms
+
+    def surface(self, rotations: Tensor, betas: Tensor) -> Tensor:
+        """Vertices (..., V, 3) of bodies that are not moved, or keypoints (..., 23, 3) where the body has no mesh."""
+        still = torch.zeros_like(betas[..., :3])
+        if self.body.has_mesh:
+            return self.body.vertices(rotations, betas, still)
+        return self.body(rotations, betas, still)[1]
+
 
 def true_keypoints(examples: Examples) -> tuple[Tensor, Tensor]:
     """True keypoints (B, 23, 2) in crop coordinates, and 1 (B, 23) where they are known and visible."""
-    if examples.true_keypoints is not None:
-        return examples.true_keypoints[..., :2], examples.true_keypoints[..., 2]
     true = L.project_to_crop(examples.keypoints3d, examples.box)
-    return true, (examples.state == VISIBLE).to(true)
+    if examples.true_keypoints is None:
+        return true, (examples.state == VISIBLE).to(true)
+    given, labelled = examples.true_keypoints[..., :2], examples.true_keypoints[..., 2]
+    # A whole body tells where its points without a label are.
+    return torch.where(((labelled <= 0) & examples.whole[:, None])[..., None], true, given), labelled
 
 
 def _weight(known: Tensor | None, like: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from ..loss_config import LossConfig
 from ..rotations import rotation6d_to_matrix
 from .base import POSE_SIZE, LiftingModel, ModelConfig
 from .encoder import Condition, turn_root
-from .mdn import total_loss
 from .regressor import pose_network
 
 REACH = 0.5
@@ -56,7 +55,7 @@ class VariationalPosterior(LiftingModel):
       (47 points) and the rotations in 6D: keypoint training poses no mesh, whose first layer alone would outweigh
       the rest of the model. It reads the condition too, as Sohn et al. do.
     - The decoder's betas are an offset to the shape head's mean, so that the head stays what it is in other methods.
-    - Losses of the single answer, Biggs' total loss among them (``mdn.total_loss``), apply to the body decoded from
+    - Losses of the single answer, Biggs' total loss (``total_loss``) among them, apply to the body decoded from
       z ~ q, which is what the paper trains; those of samples (``sample_keypoints``, ``mmd``, ``mask``,
       ``adversarial``), which the paper does not use, see bodies of z ~ N(0, I) too.
     - The weight of the divergence is not published: the paper adds it as it is.
@@ -137,4 +136,4 @@ class VariationalPosterior(LiftingModel):
         betas = shape.mean[:, None] + offsets
         out = self.bodies(pose6d, betas, examples.keypoints, examples.box, camera)
         terms |= self.head_losses(examples, shape, camera, config) | self.sample_losses(out, examples, config)
-        return terms | total_loss(self.body, out, examples, config)
+        return terms | self.total_loss(out, examples, config)

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from hmr_prob_ros.skeleton import NUM_JOINTS
 
-from .. import losses as L
 from ..data.examples import Examples
 from ..loss_config import LossConfig
 from ..rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rotation6d, rotation6d_to_matrix
-from .base import LiftingModel, ModelConfig, true_keypoints
+from .base import LiftingModel, ModelConfig
 from .encoder import Condition, turn_root
 from .regressor import pose_network
 
@@ -75,7 +74,7 @@ class MixtureDensity(LiftingModel):
     - The paper draws a random mean where it needs a single pose. The single answer here, index 0, is the mean nearest
       to all others on average (chordal distance of the rotations).
 
-    Losses of the single answer and Biggs' total loss (:func:`total_loss`) apply to the body of equation 9, which with
+    Losses of the single answer and Biggs' total loss (``total_loss``) apply to the body of equation 9, which with
     one component is a plain regression.
 
     The mixture's width is fixed, not estimated, and it lives on 72 log-rotations: its density is no measure of how
@@ -154,44 +153,7 @@ class MixtureDensity(LiftingModel):
         pose6d = turn_root(single, condition.turn.transpose(-1, -2))
         out = self.bodies(pose6d, shape.mean[:, None], examples.keypoints, examples.box, camera)
         terms |= self.head_losses(examples, shape, camera, config) | self.sample_losses(out, examples, config)
-        return terms | total_loss(self.body, out, examples, config)
-
-
-def total_loss(body: nn.Module, out: dict[str, Tensor], examples: Examples, config: LossConfig) -> dict[str, Tensor]:
-    """Biggs' total loss (equation 8) of methods that train one body per example, the first of ``out``.
-
-    It is what ``best_of_m``, ``best_*`` and ``reprojection`` are for the multi-head model if M = 1, under the same
-    names and in the same units; ``best_vertices`` is the mean over vertices, or over keypoints without a mesh.
-    """
-    joints, rotations, betas = (out["sample_" + name][:, :1] for name in ("joints", "rotations", "betas"))
-    one = torch.ones_like(betas[:, 0, 0])
-    pose = one if examples.has_pose is None else examples.has_pose.to(one)
-    shape = one if examples.has_betas is None else examples.has_betas.to(one)
-    terms = {}
-    if config.best_of_m:
-        known = None if examples.has_joints is None else examples.has_joints.to(one)
-        gap, _ = L.best_of_m(joints, examples.joints, weight=known, squared=config.best_of_m_squared)
-        terms["best_of_m"] = config.best_of_m * gap.mean()
-    if config.best_rotations:
-        terms["best_rotations"] = config.best_rotations * L.rotations_l2(rotations, examples.rotations, pose)
-    if config.best_betas:
-        terms["best_betas"] = config.best_betas * L.betas_l2(betas, examples.betas, shape)
-    if config.best_vertices:
-        drawn, true = _surface(body, rotations, betas), _surface(body, examples.rotations, examples.betas)
-        error = L.vertices_l1(drawn, true, pose * shape) / true.shape[1]
-        terms["best_vertices"] = config.best_vertices * error
-    if config.best_keypoints or config.reprojection:
-        points = L.project_to_crop(out["sample_keypoints"][:, :1], examples.box)
-        error = L.keypoints_l2(points, *true_keypoints(examples))
-        weights = {"best_keypoints": config.best_keypoints, "reprojection": config.reprojection}
-        terms |= {name: weight * error for name, weight in weights.items() if weight}
-    return terms
-
-
-def _surface(body: nn.Module, rotations: Tensor, betas: Tensor) -> Tensor:
-    """Vertices (..., V, 3) of bodies that are not moved, or keypoints (..., 23, 3) where the body has no mesh."""
-    still = torch.zeros_like(betas[..., :3])
-    return body.vertices(rotations, betas, still) if body.has_mesh else body(rotations, betas, still)[1]
+        return terms | self.total_loss(out, examples, config)
 
 
 def nearest_logarithm(logarithms: Tensor, means: Tensor) -> Tensor:

@@ -5,15 +5,14 @@ prior -> any n < M of them by weighted k-means (``hmr_prob_ros.quantize.quantize
 
 Losses beyond those of all methods: the best head's joints (equation 1, ``best_of_m``), its angles, betas, surface and
 keypoints (equations 6 and 7, ``best_*``), and the visible keypoints of all heads (equation 5, ``reprojection``). As in
-the published code the losses of the best head are also applied to head 0, which so becomes the single estimate.
-``best_vertices`` is the mean over vertices of their L1 distance, so that its weight does not depend on the mesh; a body
-without a mesh takes its 23 surface keypoints for vertices. The code's further loss, which keeps the scale of its weak
-perspective positive, is not needed here: depths are exponentials.
+the published code the losses of the best head are also applied to head 0, which so becomes the single estimate. Its
+further loss, which keeps the scale of a weak perspective positive, is not needed here: depths are exponentials.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from .. import losses as L
 from ..data.examples import Examples
 from ..flow import Standardise
 from ..loss_config import LossConfig
-from .base import POSE_SIZE, LiftingModel, ModelConfig, true_keypoints
+from .base import POSE_SIZE, LiftingModel, ModelConfig
 from .encoder import CameraGuess, Condition, ShapeGuess, turn_root
 from .pose_prior import PosePrior, PriorConfig, train_prior
 from .regressor import pose_network
@@ -112,6 +111,13 @@ class MultiHead(LiftingModel):
             self.prior.eval()
         return self
 
+    def finish(
+        self, batches: Iterator[Examples], rotations: Callable[[], Tensor], steps: int, seed: int, progress: bool
+    ) -> None:
+        """Trains the pose prior, where there is one."""
+        if self.prior is not None:
+            fit_prior(self, rotations(), steps=min(4000, steps), seed=seed, progress=progress)
+
     def fit_statistics(self, pose6d: Tensor) -> None:
         """Measures mean and deviation of training poses (T, 144): the output is relative to them."""
         self.standardise.fit(pose6d)
@@ -184,50 +190,7 @@ class MultiHead(LiftingModel):
             terms["best_of_m"] = config.best_of_m * best.mean()
             terms["first_head"] = config.best_of_m * distance(slice(0, 1))[0].mean()
         chosen = torch.stack((index, torch.zeros_like(index)), dim=1)  # the best head and head 0
-        return terms | self._best_losses(out, chosen, examples, config)
-
-    def _best_losses(
-        self, out: dict[str, Tensor], chosen: Tensor, examples: Examples, config: LossConfig
-    ) -> dict[str, Tensor]:
-        """Losses of the heads ``chosen`` (B, 2), summed over the two, and the reprojection of all heads."""
-
-        def of(name: str) -> Tensor:
-            return torch.take_along_dim(out[name], chosen.reshape(chosen.shape + (1,) * (out[name].ndim - 2)), dim=1)
-
-        terms = {}
-        rotations, betas = of("sample_rotations"), of("sample_betas")
-        pose = torch.ones_like(betas[:, 0, 0]) if examples.has_pose is None else examples.has_pose.to(betas)
-        shape = torch.ones_like(pose) if examples.has_betas is None else examples.has_betas.to(betas)
-        if config.best_rotations:
-            terms["best_rotations"] = 2 * config.best_rotations * L.rotations_l2(rotations, examples.rotations, pose)
-        if config.best_betas:
-            terms["best_betas"] = 2 * config.best_betas * L.betas_l2(betas, examples.betas, shape)
-        if config.best_vertices:
-            vertices = self._surface(rotations, betas)
-            true = self._surface(examples.rotations, examples.betas)
-            error = 2 * L.vertices_l1(vertices, true, pose * shape) / true.shape[-2]
-            terms["best_vertices"] = config.best_vertices * error
-        if config.best_keypoints or config.reprojection:
-            points = L.project_to_crop(out["sample_keypoints"], examples.box)
-            true, seen = true_keypoints(examples)
-            if config.reprojection:
-                terms["reprojection"] = config.reprojection * L.keypoints_l2(points, true, seen)
-            if config.best_keypoints:
-                points = torch.take_along_dim(points, chosen[..., None, None], dim=1)
-                # Without a true body there is no best head.
-                known = pose
-                if examples.has_joints is not None:
-                    known = torch.maximum(pose, examples.has_joints.amax(-1).to(pose))
-                error = 2 * L.keypoints_l2(points, true, seen * known[:, None])
-                terms["best_keypoints"] = config.best_keypoints * error
-        return terms
-
-    def _surface(self, rotations: Tensor, betas: Tensor) -> Tensor:
-        """Vertices (..., V, 3) of bodies that are not moved, or keypoints (..., 23, 3) where the body has no mesh."""
-        still = torch.zeros_like(betas[..., :3])
-        if self.body.has_mesh:
-            return self.body.vertices(rotations, betas, still)
-        return self.body(rotations, betas, still)[1]
+        return terms | self.best_losses(out, examples, config, chosen)
 
 
 def fit_prior(model: MultiHead, rotations: Tensor, betas: Tensor | None = None, **options: object) -> Tensor:

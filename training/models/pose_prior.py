@@ -41,7 +41,7 @@ _LEFT, _RIGHT, _SPINE = (JOINT_NAMES.index(name) for name in ("left_hip", "right
 
 
 class PriorError(ValueError):
-    """A prior's file that cannot be used; the text says why and how to mend it."""
+    """A prior that cannot be trained, or a file of one that cannot be used; the text says why and how to mend it."""
 
 
 def root_align(joints: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def train_prior(
 
     Raises:
         ValueError: ``joints`` have another shape, or some are not finite.
-        FloatingPointError: the likelihood became NaN or infinite.
+        PriorError: the likelihood became NaN or infinite.
     """
     if joints.ndim != 3 or joints.shape[1:] != (NUM_JOINTS, 3) or not len(joints) or not torch.isfinite(joints).all():
         raise ValueError(f"the prior needs finite joints (T, {NUM_JOINTS}, 3) with T > 0, not {tuple(joints.shape)}")
@@ -242,7 +242,7 @@ def train_prior(
         drawn = drawn + noise * torch.randn(drawn.shape, generator=generator).to(device)
         loss = -prior.points_log_prob(drawn).mean()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the pose prior's likelihood is not finite at step {step}: lower the rate")
+            raise PriorError(f"the pose prior's likelihood is not finite at step {step}: lower the rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(prior.parameters(), 10.0)
