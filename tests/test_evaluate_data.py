@@ -26,6 +26,7 @@ from hmr_prob_ros.training.data.synthesize import Synthesizer  # noqa: E402
 from hmr_prob_ros.training.evaluate import EvaluationError, evaluate_model  # noqa: E402
 from hmr_prob_ros.training.evaluate_command import format_table, main  # noqa: E402
 from hmr_prob_ros.training.models import (  # noqa: E402
+    CheckpointError,
     FlowConfig,
     FlowPosterior,
     Lifting,
@@ -319,11 +320,13 @@ def test_command(
     assert "single answer" in capsys.readouterr().out
     for arguments, text in (
         (common[:1], "--set SET.NPZ or --shards DIR"),
-        ([*common, "--limit", "0"], "above 0"),
         ([*common, "--device", "nothing"], "cannot be used"),
     ):
         with pytest.raises(EvaluationError, match=text):
             main(arguments)
+    with pytest.raises(SystemExit):
+        main([*common, "--limit", "0"])
+    assert "above 0" in capsys.readouterr().err
     save_checkpoint(tmp_path / "other.pt", model, {"body_hash": "0" * 64})
-    with pytest.raises(EvaluationError, match="pass the body file"):
+    with pytest.raises(CheckpointError, match="give the body file"):
         main([str(tmp_path / "other.pt"), *common[1:]])

@@ -27,6 +27,7 @@ from hmr_prob_ros.training.export import (  # noqa: E402
 )
 from hmr_prob_ros.training.graph import OUTPUTS  # noqa: E402
 from hmr_prob_ros.training.models import (  # noqa: E402
+    CheckpointError,
     FlowConfig,
     FlowPosterior,
     Regressor,
@@ -177,15 +178,24 @@ def test_regressor(tmp_path: Path, model: FlowPosterior) -> None:
     np.testing.assert_allclose(out["translation"], expected["sample_translation"][:, 0], atol=1e-4)
     joints = Body.load().joints(out["rotations"], out["betas"], out["translation"])
     np.testing.assert_allclose(out["joints"], joints, atol=1e-4)
-    with pytest.raises(ExportError, match="holds a regressor: only a flow makes a bundle"):
+    with pytest.raises(ExportError, match=r"holds a regressor, but a bundle needs a flow.*--regressor"):
         export(tmp_path / "regressor.pt", tmp_path / "bundle")
 
 
 def test_wrong_requests(model: FlowPosterior, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", model, {"body_hash": "f" * 64})
-    with pytest.raises(ExportError, match=r"trained with the body ffffffffffff.*pass the body file"):
+    with pytest.raises(CheckpointError, match=r"trained with the body ffffffffffff.*give the body file"):
         export(tmp_path / "model.pt", tmp_path / "bundle")
+    save_checkpoint(tmp_path / "model.pt", model)
     with pytest.raises(ExportError, match="20 modes cannot be made of 10 samples"):
         export(tmp_path / "model.pt", tmp_path / "bundle", samples=10, modes=20)
     with pytest.raises(ExportError, match="holds a flow, not a regressor"):
+        export_regressor(tmp_path / "model.pt", tmp_path / "regressor.onnx")
+
+
+def test_a_model_of_pictures_is_not_exported(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="backbones need the [images] extra")
+    config = RegressorConfig(**SMALL, image="mobilenetv3_small_050")
+    save_checkpoint(tmp_path / "model.pt", Regressor(config, TorchBody(mesh=False)))
+    with pytest.raises(ExportError, match="image backbone mobilenetv3_small_050"):
         export_regressor(tmp_path / "model.pt", tmp_path / "regressor.onnx")

@@ -17,7 +17,7 @@ import torch
 from hmr_prob_ros.camera import Camera
 from hmr_prob_ros.training.data.examples import Examples
 from hmr_prob_ros.training.data.heatmaps import SAMPLES, Detection
-from hmr_prob_ros.training.data.shards import Shard, ShardError, ShardStream, read_examples, shard_paths
+from hmr_prob_ros.training.data.shards import Shard, ShardError, read_examples, shard_paths
 from hmr_prob_ros.training.data.sights import Sight, observe
 from hmr_prob_ros.training.make_shards import Settings, make_shard
 
@@ -128,55 +128,13 @@ def test_bad_files(tmp_path: Path) -> None:
             shard_paths(missing)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShardError, match="no shards"):
-        ShardStream(tmp_path / "empty", 2)
+        shard_paths(tmp_path / "empty")
     with pytest.raises(ShardError, match="nobody was seen"):
         Shard.from_rows([], "body")
     rng = np.random.default_rng(0)
     rows = [row(rng, mask=np.ones((2, 2), bool)), row(rng)]
     with pytest.raises(ShardError, match="some examples lack mask"):
         Shard.from_rows(rows, "body")
-
-
-@pytest.mark.parametrize(("sizes", "readers"), [((5, 6, 7, 8), 2), ((5, 6, 7), 2), ((9,), 4), ((4, 4, 4), 1)])
-def test_readers_share_the_examples_without_overlap(tmp_path: Path, sizes: tuple[int, ...], readers: int) -> None:
-    numbered(tmp_path, sizes)
-    seen = []
-    for reader in range(readers):
-        stream = iter(ShardStream(tmp_path, 2, seed=3, rank=reader, ranks=readers))
-        seen.append({int(i) for _ in range(40) for i in next(stream).index})  # several epochs each
-    assert set.union(*seen) == set(range(sum(sizes)))
-    assert sum(map(len, seen)) == sum(sizes)
-
-
-def test_stream_is_shuffled_endless_and_told_by_its_seed(tmp_path: Path) -> None:
-    numbered(tmp_path, (10, 10, 10))
-
-    def take(seed: int, count: int) -> list[int]:
-        stream = iter(ShardStream(tmp_path, 4, seed=seed, mix=2))
-        batches = [next(stream) for _ in range(count)]
-        assert all(len(b) == 4 for b in batches)
-        return [int(i) for b in batches for i in b.index]
-
-    first = take(0, 30)
-    assert first == take(0, 30) != take(1, 30)
-    assert sorted(first[:30]) == list(range(30))
-    assert first[:30] != sorted(first[:30])
-    assert sorted(first[30:60]) == list(range(30))
-    assert first[:30] != first[30:60]
-
-
-def test_workers_of_a_loader(tmp_path: Path) -> None:
-    numbered(tmp_path, (8, 8))
-    loader = torch.utils.data.DataLoader(ShardStream(tmp_path, 4), batch_size=None, num_workers=2)
-    batches = iter(loader)
-    seen = [int(i) for _ in range(4) for i in next(batches).index]
-    assert sorted(seen) == list(range(16))
-
-
-def test_more_readers_than_examples(tmp_path: Path) -> None:
-    numbered(tmp_path, (2,))
-    with pytest.raises(ShardError, match="too few for 5 readers"):
-        next(iter(ShardStream(tmp_path, 1, rank=4, ranks=5)))
 
 
 class _Marker:

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["format_table", "main"]
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from typing import Any
 
 import torch
 
+from hmr_prob_ros.arguments import natural, positive
 from hmr_prob_ros.body import Body
+from hmr_prob_ros.commands import write_json
 from hmr_prob_ros.joint_sets import JOINT_SETS, JointSet
 from hmr_prob_ros.setfile import PoseSet
 
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shards", type=Path, action="append", default=[], metavar="DIR", help="folder or file of `make-shards`"
     )
     parser.add_argument(
-        "--counts", type=int, nargs="+", default=list(COUNTS), metavar="n", help="(default: %(default)s)"
+        "--counts", type=positive, nargs="+", default=list(COUNTS), metavar="n", help="(default: %(default)s)"
     )
     parser.add_argument("--joint-set", choices=JOINT_SETS, default="smpl", help="(default: %(default)s)")
     parser.add_argument("--joint-regressor", type=Path, metavar="FILE", help="17 x V, for a licensed SMPL as --body")
@@ -45,10 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-quantised", action="store_true", help="no modes: in half of the time")
     parser.add_argument("--keep-first", action="store_true", help="the single answer is always one of the modes")
     parser.add_argument("--visible-by", choices=("truth", "detector"), default="truth", help="(default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="K", help="only the first K examples")
-    parser.add_argument("--batch", type=int, default=16, help="people at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the latents (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="of torch, 0 for its own choice (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="K", help="only the first K examples")
+    parser.add_argument("--batch", type=positive, default=16, help="people at once (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the latents (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=natural, default=0, help="of torch, 0 for its own choice (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="for example cuda (default: %(default)s)")
     parser.add_argument("--json", metavar="OUT.JSON", help="write the figures; - for stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
@@ -72,25 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0.
 
     Raises:
-        EvaluationError, CheckpointError, BodyError, JointSetError, SetError, ShardError: the text names the mend.
+        EvaluationError, CheckpointError, BodyError, JointSetError, SetError, ShardError, CommandError: the text names
+            the mend.
     """
     given = _parser().parse_args(arguments)
-    for name in ("limit", "batch"):
-        if getattr(given, name) is not None and getattr(given, name) < 1:
-            raise EvaluationError(f"--{name} {getattr(given, name)} is not a number above 0")
     body = Body.load(given.body)
-    model, meta = load_checkpoint(given.checkpoint, TorchBody(body, mesh=given.vertices))
-    if meta.get("body_hash", body.hash) != body.hash:
-        raise EvaluationError(
-            f"{given.checkpoint} was trained with the body {meta['body_hash'][:12]}, not with {body.name} "
-            f"({body.hash[:12]}): pass the body file that it was trained with as --body"
-        )
+    model, _ = load_checkpoint(given.checkpoint, TorchBody(body, mesh=given.vertices))
     chosen: str | JointSet = given.joint_set
     if given.joint_regressor is not None:
         chosen = JointSet.from_regressor(given.joint_regressor, body, given.joint_set)
     try:
         model = model.to(torch.device(given.device))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
         raise EvaluationError(f"--device {given.device} cannot be used: {str(error).splitlines()[0]}") from error
     result = evaluate_model(
         model,
@@ -111,20 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.quiet:
         print(format_table(result), file=sys.stderr if given.json == "-" else sys.stdout)
     if given.json is not None:
-        text = json.dumps(_plain(result), indent=2, allow_nan=False) + "\n"
-        if given.json == "-":
-            sys.stdout.write(text)
-        else:
-            Path(given.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(given.json).write_text(text)
+        write_json(result, given.json)
     return 0
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: float, form: str) -> str:

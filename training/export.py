@@ -24,7 +24,7 @@ from ..engines import make_engine
 from ..skeleton import JOINT_NAMES, KEYPOINT_NAMES, NUM_KEYPOINTS
 from .body import TorchBody
 from .graph import OUTPUTS, DensityGraph, PosteriorGraph
-from .models import POSE_SIZE, FlowPosterior, Regressor, load_checkpoint
+from .models import POSE_SIZE, FlowPosterior, LiftingModel, Regressor, load_checkpoint
 
 __all__ = [
     "PLAIN_OPERATORS",
@@ -226,6 +226,15 @@ def _write_checked(module: PosteriorGraph | DensityGraph, path: Path, modes: int
     return worst
 
 
+def _refuse_pictures(model: LiftingModel, checkpoint: str | Path) -> None:
+    """Raise ExportError for a model that looks at pictures, which whoever runs the graph does not give it."""
+    if model.config.image:
+        raise ExportError(
+            f"{checkpoint} has the image backbone {model.config.image}, but the robot half gives a model keypoints "
+            "alone: train one with model.image=''"
+        )
+
+
 def export(
     checkpoint: str | Path,
     out: str | Path,
@@ -248,20 +257,19 @@ def export(
         extra: more entries of the card (metrics, licence, training data).
 
     Raises:
-        CheckpointError: the checkpoint cannot be used.
-        ExportError: it holds no flow, was trained with another body, or the graph differs from the model.
+        CheckpointError: the checkpoint cannot be used, or was trained with another body.
+        ExportError: it holds no flow or wants pictures, or the graph differs from the model.
     """
     if not 1 <= modes <= samples:
         raise ExportError(f"{modes} modes cannot be made of {samples} samples: choose modes between 1 and samples")
     loaded = Body.load(body)
     model, meta = load_checkpoint(checkpoint, TorchBody(loaded, mesh=False))
     if not isinstance(model, FlowPosterior):
-        raise ExportError(f"{checkpoint} holds a {model.name}: only a flow makes a bundle; see `export_regressor`")
-    if meta.get("body_hash", loaded.hash) != loaded.hash:
         raise ExportError(
-            f"{checkpoint} was trained with the body {meta['body_hash'][:12]}, not with {loaded.name} "
-            f"({loaded.hash[:12]}): pass the body file that it was trained with"
+            f"{checkpoint} holds a {model.name}, but a bundle needs a flow: joint, flow or prohmr; for a regressor use "
+            "`hmr-prob export --regressor`"
         )
+    _refuse_pictures(model, checkpoint)
     model.freeze()
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
@@ -297,12 +305,13 @@ def export_regressor(checkpoint: str | Path, out: str | Path, body: str | Path |
     """Writes the baseline's ``regressor.onnx`` (``out`` is the file): keypoints, box -> the outputs of RegressorGraph.
 
     Raises:
-        CheckpointError: the checkpoint cannot be used.
-        ExportError: it holds no regressor, or the graph differs from the model.
+        CheckpointError: the checkpoint cannot be used, or was trained with another body.
+        ExportError: it holds no regressor or wants pictures, or the graph differs from the model.
     """
     model, _ = load_checkpoint(checkpoint, TorchBody(Body.load(body), mesh=False))
     if not isinstance(model, Regressor):
-        raise ExportError(f"{checkpoint} holds a {model.name}, not a regressor")
+        raise ExportError(f"{checkpoint} holds a {model.name}, not a regressor: leave --regressor out")
+    _refuse_pictures(model, checkpoint)
     path, module = Path(out), RegressorGraph(model)
 
     def example(persons: int, seed: int) -> dict[str, Tensor]:

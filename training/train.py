@@ -16,6 +16,7 @@ __all__ = ["main", "train", "train_on"]
 import argparse
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -201,6 +202,8 @@ def _shards(config: TrainConfig, body: Body) -> Material:
     paths: list[Path] = shard_paths(list(data.shards))
     held_out = shard_paths(list(data.validation_shards)) if data.validation_shards else paths[9::10]
     paths = [path for path in paths if path not in set(held_out)]
+    if not paths:
+        raise ShardError("data.validation_shards holds all shards of --data: leave some of them to train on")
 
     def of(files: Sequence[Path], with_images: bool) -> ShardSource:
         return ShardSource(files, config.optimiser.batch, config.engine.seed, with_images, body.hash)
@@ -223,7 +226,8 @@ class _MainProcessFirst:
         made_of = f"{config.data}/{config.engine.seed}/{body.hash}"
         self.token = hashlib.sha256(made_of.encode()).hexdigest()
         self.path = out / "prepared.txt"
-        self.main = not rank_zero_only.rank
+        # Lightning's own launcher sets the rank of a second machine only when the trainer begins.
+        self.main = not rank_zero_only.rank and os.environ.get("NODE_RANK", "0") == "0"
 
     def __enter__(self) -> None:
         start = time.monotonic()

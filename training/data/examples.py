@@ -14,6 +14,7 @@ from torch import Tensor
 from hmr_prob_ros import camera as camera_module
 from hmr_prob_ros.skeleton import JOINT_KEYPOINTS
 
+from ..losses import project_to_crop
 from .noise import VISIBLE
 
 
@@ -80,21 +81,45 @@ class Examples:
 
     @staticmethod
     def cat(parts: Sequence[Examples]) -> Examples:
-        """All of several batches; a field that one of them lacks is left out, but for ``has_*``, which become true."""
+        """All of several batches.
+
+        Where only some have labels or masks, or do not know all, the others say the same in these fields: ``has_*``
+        true, ``true_keypoints`` the projections that they stood for, an empty ``mask`` with ``occluded``, so that
+        nobody looks at it. Any other field that one of them lacks is left out.
+        """
         values: dict[str, Any] = {}
+        masked = any(part.mask is not None for part in parts)
         for f in fields(Examples):
             column = [getattr(part, f.name) for part in parts]
-            if any(value is None for value in column):
-                known = next((value for value in column if value is not None), None)
-                if known is None or not f.name.startswith("has_"):
-                    values[f.name] = None
-                    continue
-                column = [
-                    torch.ones(len(part), *known.shape[1:], dtype=torch.bool) if value is None else value
-                    for part, value in zip(parts, column)
-                ]
-            values[f.name] = torch.cat(column)
+            if masked and f.name == "occluded":
+                column = [part._ones() if part.mask is None else part.occluded for part in parts]
+            like = next((value for value in column if value is not None), None)
+            if like is not None:
+                column = [part._instead(f.name, like) if v is None else v for part, v in zip(parts, column)]
+            values[f.name] = None if any(value is None for value in column) else torch.cat(column)
         return Examples(**values)
+
+    def _ones(self) -> Tensor:
+        return torch.ones(len(self), dtype=torch.bool, device=self.box.device)
+
+    def _instead(self, name: str, like: Tensor) -> Tensor | None:
+        """What None means in a field that others hold as ``like``; None where nothing says it."""
+        if name == "true_keypoints":
+            placed = self._ones() if self.has_translation is None else self.has_translation
+            seen = (self.state == VISIBLE) & (self.keypoints3d != 0).any(-1) & placed[:, None]
+            points = project_to_crop(self.keypoints3d, self.box)
+            return torch.cat((points * seen[..., None], seen[..., None].to(points)), dim=-1)
+        if name in ("occluded", "mask"):
+            return like.new_zeros((len(self), *like.shape[1:]))
+        return like.new_ones((len(self), *like.shape[1:])) if name.startswith("has_") else None
+
+    @property
+    def whole(self) -> Tensor:
+        """(B,) bool: pose, shape and place are known, so that ``keypoints3d`` are the true ones."""
+        known = self._ones()
+        for flag in (self.has_pose, self.has_betas, self.has_translation):
+            known = known if flag is None else known & flag
+        return known
 
     @property
     def visible(self) -> Tensor:

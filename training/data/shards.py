@@ -1,7 +1,9 @@
 """Shards: training examples with what a real 2D detector saw, a few hundred in one npz file.
 
-    stream = ShardStream(["shards/train"], batch=64, seed=0, images=True)      # endless batches of Examples
-    examples = read_examples(["shards/test"])                                  # all at once
+    examples = read_examples(["shards/test"])  # all at once
+    batch = Shard.load("shards/train/shard_00000.npz").examples()  # of one file
+
+``streams.ShardSource`` deals them out in batches for training.
 
 A shard holds the fields of ``Examples`` (``pose6d`` follows from ``rotations``), pictures as JPEG, masks as packed bits
 and heatmap samples in half precision: about 14 kB an example with its picture, 5 kB without.
@@ -9,11 +11,11 @@ and heatmap samples in half precision: about 14 kB an example with its picture, 
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "VERSION", "Shard", "ShardError", "ShardStream", "read_examples", "shard_paths"]
+__all__ = ["FORMAT", "VERSION", "Shard", "ShardError", "read_examples", "shard_paths"]
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +24,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from hmr_prob_ros.skeleton import NUM_JOINTS, NUM_KEYPOINTS
 
@@ -281,79 +282,3 @@ def read_examples(paths: str | Path | Sequence[str | Path], images: bool = False
         ShardError: see :meth:`Shard.load` and :func:`shard_paths`.
     """
     return Examples.cat([_load(path, body).examples(images=images) for path in shard_paths(paths)])
-
-
-class ShardStream(IterableDataset):  # type: ignore[type-arg]
-    """Endless shuffled batches of ``Examples`` from shards.
-
-    Every worker of every rank (``torch.distributed``) sees its own part of the examples: whole shards where these can
-    be dealt out evenly, else every n-th example of each. The parts are disjoint for good, not only within an epoch.
-
-    Args:
-        paths: files and folders.
-        batch: examples in a batch.
-        seed: of the order; give another one when a training goes on.
-        images: decode the pictures.
-        body: hash that the shards' body must have; None for any.
-        mix: shards that are shuffled together.
-        rank, ranks: of this process; None = as ``torch.distributed`` says.
-
-    Raises:
-        ShardError: see :func:`shard_paths`.
-    """
-
-    def __init__(
-        self,
-        paths: str | Path | Sequence[str | Path],
-        batch: int,
-        seed: int = 0,
-        images: bool = False,
-        body: str | None = None,
-        mix: int = 4,
-        rank: int | None = None,
-        ranks: int | None = None,
-    ) -> None:
-        super().__init__()
-        if batch < 1 or mix < 1:
-            raise ValueError(f"batch ({batch}) and mix ({mix}) must be at least 1")
-        self.paths = shard_paths(paths)
-        self.batch, self.seed, self.images, self.body, self.mix = batch, seed, images, body, mix
-        self.rank, self.ranks = rank, ranks
-
-    def _place(self) -> tuple[int, int]:
-        """Number of this reader, and how many there are."""
-        rank, ranks = self.rank, self.ranks
-        if rank is None or ranks is None:
-            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            rank = torch.distributed.get_rank() if distributed else 0
-            ranks = torch.distributed.get_world_size() if distributed else 1
-        worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker is not None else (1, 0)
-        return rank * workers + number, ranks * workers
-
-    def __iter__(self) -> Iterator[Examples]:
-        reader, readers = self._place()
-        rng = np.random.default_rng([self.seed, reader])
-        even = len(self.paths) % readers == 0
-        paths = self.paths[reader::readers] if even else self.paths
-        start, step = (0, 1) if even else (reader, readers)
-        rest: list[Examples] = []
-        while True:
-            order, any_row = rng.permutation(len(paths)), False
-            for first in range(0, len(order), self.mix):
-                shards = [_load(paths[i], self.body) for i in order[first : first + self.mix]]
-                rows = np.array([(s, r) for s, shard in enumerate(shards) for r in range(start, len(shard), step)])
-                any_row |= len(rows) > 0
-                rows = rows[rng.permutation(len(rows))] if len(rows) else rows
-                while len(rows):
-                    need = self.batch - sum(map(len, rest))
-                    taken, rows = rows[:need], rows[need:]
-                    for s in np.unique(taken[:, 0]):
-                        rest.append(shards[s].examples(taken[taken[:, 0] == s, 1], self.images))
-                    if sum(map(len, rest)) == self.batch:
-                        yield Examples.cat(rest)
-                        rest = []
-            if not any_row:
-                raise ShardError(
-                    f"{len(self.paths)} shards are too few for {readers} readers: make more, or lower the workers"
-                )

@@ -87,4 +87,5 @@ def read_spin(path: str | Path) -> Annotations:
             body="smpl" if rotations is not None else "",
         )
     except AnnotationError as error:
-        raise AnnotationError(f"{path}: {error}; in this file has_smpl and the last number of S say so") from error
+        where = "; in this file has_smpl and the last number of S say so" if "has_" in str(error) else ""
+        raise AnnotationError(f"{path}: {error}{where}") from error
