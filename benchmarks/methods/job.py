@@ -58,10 +58,31 @@ def _shards(options: argparse.Namespace, part: str) -> Path:
     return (options.shards or options.out / "data" / "shards") / part
 
 
+def _keep_settings(options: argparse.Namespace) -> None:
+    """Writes ``bench.json``; the rows of one folder must have the same budget and tests.
+
+    Raises:
+        ValueError: the folder was begun with others.
+    """
+    settings = {name: getattr(options, name) for name in ("seeds", "steps", "pool", "examples", "test", "gpu")}
+    path = options.out / "bench.json"
+    before = json.loads(path.read_text()) if path.is_file() else settings
+    changed = [f"--{name} {before.get(name)}" for name in settings if before.get(name) != settings[name]]
+    changed = [text for text in changed if not text.startswith("--seeds")]
+    if changed:
+        raise ValueError(f"{options.out} was begun with {', '.join(changed)}: ask for the same, or give another --out")
+    path.write_text(json.dumps({**settings, "seeds": max(settings["seeds"], before["seeds"])}, indent=1))
+
+
 def prepare(options: argparse.Namespace, pictures: bool) -> None:
-    """Makes what the jobs read; nothing that is there already."""
+    """Makes what the jobs read; nothing that is there already.
+
+    Raises:
+        ValueError: the folder holds a bench with another budget.
+    """
     torch.set_num_threads(1)  # batches are small: more threads only wait for each other
     options.out.mkdir(parents=True, exist_ok=True)
+    _keep_settings(options)
     for name in ("train", "validation", *TESTS):
         _data(options, name)
     if pictures and options.shards is None:
@@ -73,8 +94,6 @@ def prepare(options: argparse.Namespace, pictures: bool) -> None:
         for (part, source), count in zip(made_of.items(), (options.people, options.test)):
             out = _shards(options, part)
             make_shards([*source, "--count", str(count), "--no-images", "--out", str(out), *weights])
-    settings = {name: getattr(options, name) for name in ("seeds", "steps", "examples", "test", "gpu")}
-    (options.out / "bench.json").write_text(json.dumps(settings, indent=1))
 
 
 def _config(options: argparse.Namespace, row: Row, seed: int) -> TrainConfig:

@@ -154,6 +154,7 @@ def _orderings(found: dict[str, list[Result]]) -> list[str]:
         ),
         "MMD and mask loss (test takes, synthetic)": (("rendered", "mmd", "mask", "mmd_mask"), _POSE),
         "MMD and mask loss (rendered test takes)": (("rendered", "mmd", "mask", "mmd_mask"), _PICTURE),
+        "What else was tried for ours": (("joint", "joint_rendered", "joint_mmd"), _POSE),
         "Samples of the posterior against baselines": (("joint", "joint_draws", "random", "gaussian"), _POSE),
         "2D lifting: 17 joints of Human3.6M": (("lifting", "joint_h36m"), _POSE),
     }

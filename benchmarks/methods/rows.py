@@ -28,6 +28,7 @@ GPU = ("engine.accelerator=gpu", "optimiser.batch=2048", "model.hidden=1024")
 
 _FLOW = ("model.hidden=256",)
 _PROHMR = ("model.hidden=256", "model.flow_dropout=0", "model.batch_norm=false")
+_LIFTING = (*_PROHMR, "model.condition=512", "model.dropout=0.1")
 _HEADS = ("model.hidden=512",)
 _BIGGS = (*_HEADS, "model.prior_hidden=128", "model.prior_couplings=8")
 _PICTURE = ("losses.sampled=64",)
@@ -92,10 +93,26 @@ ROWS = (
     Row("mmd", "with MMD", "flow", (*_FLOW, *_PICTURE, "losses.mask=0"), shards=True, group="picture"),
     Row("mask", "with the mask loss", "flow", (*_FLOW, *_PICTURE, "losses.mmd=0"), shards=True, group="picture"),
     Row("mmd_mask", "with both", "flow", (*_FLOW, *_PICTURE), shards=True, group="picture"),
+    Row(
+        "joint_rendered",
+        "ours with rendered people",
+        "joint",
+        _FLOW,
+        shards=True,
+        group="recipe",
+    ),
+    Row(
+        "joint_mmd",
+        "ours with rendered people and MMD",
+        "joint",
+        (*_FLOW, "losses.mmd=0.05"),
+        shards=True,
+        group="recipe",
+    ),
     Row("random", "random training poses", "joint", of="joint", wrap="random", group="posterior"),
     Row("gaussian", "a Gaussian round the mode", "joint", of="joint", wrap="gaussian", group="posterior"),
     # Seventeen joints of Human3.6M, pelvis left out: no body model.
-    Row("lifting", "2D lifting flow (Kolotouros)", "lifting", joint_set="h36m", group="lifting"),
+    Row("lifting", "2D lifting flow (Kolotouros)", "lifting", _LIFTING, joint_set="h36m", group="lifting"),
     Row("joint_h36m", "Joint posterior (ours)", "joint", of="joint", joint_set="h36m", group="lifting"),
 )
 

@@ -81,7 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     from job import prepare
 
-    prepare(options, pictures=any(row.shards for row in rows))
+    try:
+        prepare(options, pictures=any(row.shards for row in rows))
+    except ValueError as error:
+        parser.error(str(error))
     # Rows that evaluate another row's model come after it.
     stages = [[row for row in rows if not row.of], [row for row in rows if row.of]]
     failed = []
