@@ -61,7 +61,7 @@ def test_published_weights() -> None:
     assert load_config().name == "joint"
     joint = load_config("joint")
     assert joint.losses.likelihood == pytest.approx(1 / 144, rel=0.01)
-    assert joint.losses.mode_joints == pytest.approx(2 / 72, rel=0.01)
+    assert joint.losses.mode_joints == pytest.approx(6 / 72, rel=0.01)
 
 
 def test_settings_reach_nested_groups() -> None:

@@ -210,9 +210,7 @@ def test_a_finished_run_is_kept_and_may_be_lengthened(
         run(examples, replace(longer, engine=replace(longer.engine, steps=20)), torch_body, tmp_path)
 
 
-def test_a_checkpoint_of_another_version_is_refused(
-    examples: Examples, torch_body: TorchBody, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_version_is_refused(examples: Examples, torch_body: TorchBody, tmp_path: Path) -> None:
     config = tiny("joint")
     run(examples, config, torch_body, tmp_path)
     last = tmp_path / "checkpoints" / "last.ckpt"

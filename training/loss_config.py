@@ -18,7 +18,7 @@ class LossConfig:
         noise: deviation of the Gaussian noise added to the true 6D pose, which has no density without it: rotations
             fill only 72 of its 144 dimensions.
         samples: samples of each example that the sample losses see, the mode included.
-        distribution_samples: the same for ``mmd`` and ``mask`` on examples with heatmaps, where it is more.
+        distribution_samples: draws that ``mmd`` and ``mask`` see of examples with heatmaps, without the mode.
         sampled: examples of each batch that the sample losses see, 0 for all; samples cost most of a step.
         mode_joints: L1 of the single answer's joints relative to the pelvis, metres.
         mode_keypoints: L1 of its projected keypoints, crop units; ``sample_keypoints``: of the other samples.
@@ -72,8 +72,8 @@ class LossConfig:
         return [name for name, value in vars(self).items() if name not in _NO_WEIGHTS and value > 0]
 
     def samples_for(self, heatmaps: bool) -> int:
-        """Samples of an example, by whether it has heatmaps."""
-        return max(self.samples, self.distribution_samples if heatmaps and (self.mmd or self.mask) else 0)
+        """Samples of an example, the mode included, by whether it has heatmaps."""
+        return max(self.samples, 1 + self.distribution_samples if heatmaps and (self.mmd or self.mask) else 0)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
