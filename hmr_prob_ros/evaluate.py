@@ -17,7 +17,7 @@ not depend on the batch size.
 
 from __future__ import annotations
 
-__all__ = ["NLL_NOISE", "evaluate", "format_table"]
+__all__ = ["NLL_NOISE", "Tally", "evaluate", "format_table"]
 
 import logging
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ NLL_NOISE = 0.005
 _MM = 1000.0
 
 
-class _Tally:
+class Tally:
     """Values per example under dotted names; their mean over all batches at the end."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class _Tally:
             self.add(f"{name}.{metric}", _MM * distance(estimates, truth[:, None]).min(axis=1))
 
     def all(self, name: str) -> np.ndarray:
-        return np.concatenate(self.values[name])
+        return np.concatenate(self.values.get(name, [np.empty(0)]))
 
     def mean(self, name: str) -> float:
         values = self.all(name)
@@ -121,7 +121,7 @@ def evaluate(
             "no example of the set can be used: each needs two keypoints above confidence 0.3 and a known joint"
         )
     rng, noise_rng = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    tally = _Tally()
+    tally = Tally()
     for start in tqdm(range(0, len(used), batch), desc="evaluate", unit="batch", disable=not progress):
         rows = used[start : start + batch]
         given = [conditions[i] for i in rows]
@@ -167,7 +167,7 @@ def _density_engine(data: PoseSet, bundle: Bundle, engine: str, threads: int) ->
 
 
 def _batch(
-    tally: _Tally,
+    tally: Tally,
     graph: Engine,
     inputs: dict[str, np.ndarray],
     latents: np.ndarray,
@@ -216,7 +216,7 @@ def _quantised(samples: np.ndarray, n: int) -> np.ndarray:
     return np.stack([joints[quantize(joints, n).index] for joints in samples])
 
 
-def _summary(tally: _Tally, counts: Sequence[int]) -> dict[str, Any]:
+def _summary(tally: Tally, counts: Sequence[int]) -> dict[str, Any]:
     visible = tally.all("visible").astype(bool)
     spread = tally.all("spread")
 

@@ -40,7 +40,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hmr_prob_ros import joint_sets
-from hmr_prob_ros.evaluate import NLL_NOISE
+from hmr_prob_ros.evaluate import NLL_NOISE, Tally
 from hmr_prob_ros.joint_sets import JointSet
 from hmr_prob_ros.metrics import (
     CHI2_3,
@@ -72,24 +72,6 @@ _MM = 1000.0
 
 class EvaluationError(ValueError):
     """What cannot be evaluated; the text says why and how to mend it."""
-
-
-class _Tally:
-    """Arrays under dotted names; their mean over all batches at the end."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[np.ndarray]] = {}
-
-    def add(self, name: str, value: np.ndarray) -> None:
-        self.values.setdefault(name, []).append(np.asarray(value, dtype=np.float64))
-
-    def all(self, name: str) -> np.ndarray:
-        return np.concatenate(self.values.get(name, [np.empty(0)]))
-
-    def mean(self, name: str, digits: int = 3) -> float:
-        values = self.all(name)
-        known = values[np.isfinite(values)]
-        return round(float(known.mean()), digits) if known.size else float("nan")
 
 
 def evaluate_model(
@@ -200,7 +182,7 @@ class _Run:
         self.noise = np.random.default_rng(seed + 1)
         self.count = self.strange = 0
         self.first: Examples | None = None
-        self.tally = _Tally()
+        self.tally = Tally()
 
     def add(self, part: Examples) -> None:
         """Measure one batch."""
