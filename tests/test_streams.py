@@ -14,7 +14,6 @@ pytest.importorskip("lightning", reason="the training half needs the [train] ext
 
 from model_helpers import save_shards  # noqa: E402
 
-from hmr_prob_ros.body import Body  # noqa: E402
 from hmr_prob_ros.training.body import TorchBody  # noqa: E402
 from hmr_prob_ros.training.data.examples import Examples  # noqa: E402
 from hmr_prob_ros.training.data.noise import DetectorNoise  # noqa: E402
@@ -30,25 +29,7 @@ from hmr_prob_ros.training.streams import (  # noqa: E402
     fixed_examples,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def torch_body() -> TorchBody:
-    return TorchBody(Body.load(), mesh=False)
-
-
-@pytest.fixture(scope="module")
-def examples(torch_body: TorchBody, tmp_path_factory: pytest.TempPathFactory) -> Examples:
-    poses = 0.2 * np.random.default_rng(0).standard_normal((300, 24, 3)).astype(np.float32)
-    synthesizer = Synthesizer(torch_body, [DetectorNoise.load("blazepose")])
-    return fixed_examples(tmp_path_factory.mktemp("data") / "set.npz", poses, synthesizer, 200, progress=False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _equal(a: Examples, b: Examples) -> bool:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import library
 
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -30,5 +31,5 @@ def mend() -> bool:
     if not re.search(r"__version__ = '[^']*\+cu\d+'", version.read_text()):
         return False
     for name in _OPERATORS:
-        torch.library.define(f"torchvision::{name}", _SCHEMA)
+        library.define(f"torchvision::{name}", _SCHEMA)
     return True
