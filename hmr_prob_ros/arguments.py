@@ -1,11 +1,15 @@
-"""What command lines share: kinds of arguments, and the error that is one line on stderr."""
+"""What command lines share: kinds of arguments, the error that is one line on stderr, results as JSON."""
 
 from __future__ import annotations
 
-__all__ = ["CommandError", "natural", "positive", "positive_number"]
+__all__ = ["CommandError", "natural", "positive", "positive_number", "write_json"]
 
 import argparse
+import json
 import math
+import sys
+from pathlib import Path
+from typing import Any
 
 
 class CommandError(Exception):
@@ -39,3 +43,29 @@ def positive_number(text: str) -> float:
     if not 0.0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write ``value`` to a file, or to stdout for ``-``; numbers that are not finite become null.
+
+    Raises:
+        CommandError: the file cannot be written.
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from hmr_prob_ros.arguments import natural, positive
+from hmr_prob_ros.arguments import natural, positive, write_json
 from hmr_prob_ros.body import Body
-from hmr_prob_ros.commands import write_json
 from hmr_prob_ros.joint_sets import JOINT_SETS, JointSet
 from hmr_prob_ros.setfile import PoseSet
 

@@ -14,13 +14,10 @@ __all__ = [
 ]
 
 import argparse
-import json
-import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import CommandError, natural, positive, positive_number
+from ..arguments import CommandError, natural, positive, positive_number, write_json
 
 if TYPE_CHECKING:
     from ..estimator import Estimator
@@ -93,29 +90,3 @@ def make_estimator(arguments: argparse.Namespace, **more: Any) -> Estimator:
         threads=arguments.threads,
         **more,
     )
-
-
-def write_json(value: Any, path: str | Path) -> None:
-    """Write ``value`` to a file, or to stdout for ``-``; numbers that are not finite become null.
-
-    Raises:
-        CommandError: the file cannot be written.
-    """
-    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
