@@ -176,7 +176,9 @@ class _Run:
         self.modes = [n for n in counts if n <= (self.heads or SAMPLES)] if quantised else []
         self.learned = getattr(model, "modes", 0)  # these come first; the draws behind them are the posterior
         self.few = self.heads or self.learned + SAMPLES
-        kept = self.heads or self.learned + (MORE_SAMPLES if SAMPLES in self.modes else SAMPLES)
+        # So many modes need more samples to choose from, unless the method has learned as many.
+        more = SAMPLES in self.modes and self.learned < SAMPLES
+        kept = self.heads or self.learned + (MORE_SAMPLES if more else SAMPLES)
         self.source = Source(model, chosen, self.heads or max(kept, *counts), kept, vertices, visible_by, seed)
         self.metrics = ("mpjpe", "pa_mpjpe", "pve") if vertices else ("mpjpe", "pa_mpjpe")
         self.noise = np.random.default_rng(seed + 1)

@@ -1,12 +1,13 @@
-"""The data of the bench, and one job of it: train a row with a seed, measure it, write ``result.json``."""
+"""The data of the bench, and one job of it: train a row with a seed, measure it, write ``result.json``; times."""
 
 from __future__ import annotations
 
-__all__ = ["prepare", "run_job"]
+__all__ = ["prepare", "run_job", "time_rows"]
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -133,16 +134,32 @@ def run_job(options: argparse.Namespace) -> None:
     result["cpu_seconds"] = round(time.process_time() - began, 1)
     result["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for test in TESTS:
-        result[test] = evaluate_model(model, _data(options, test), joint_set=row.joint_set, progress=False, threads=1)
+        data = _data(options, test)
+        result[test] = evaluate_model(model, data, joint_set=row.joint_set, timing=False, progress=False)
         if row.config == "multi_head":  # as Biggs' code: head 0 kept, the others clustered
-            kept = evaluate_model(model, _data(options, test), (5, 10), keep_first=True, timing=False, progress=False)
+            kept = evaluate_model(model, data, (5, 10), keep_first=True, timing=False, progress=False)
             result[test] |= {f"{kind}_kept": kept[kind] for kind in ("quantised", "quantised_uniform")}
     if row.shards:
         pictured = read_examples(shard_paths([_shards(options, "test")]), images=False)[: options.test]
-        result["rendered"] = evaluate_model(model, pictured, (1, 100), quantised=False, progress=False, threads=1)
+        result["rendered"] = evaluate_model(model, pictured, (1, 100), quantised=False, timing=False, progress=False)
     partial = folder / "result.json.part"
     partial.write_text(json.dumps(result, indent=1))
     partial.replace(folder / "result.json")
+
+
+def time_rows(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """``times.json``: row -> milliseconds for one image, one after the other, when no job takes the cores."""
+    path = options.out / "times.json"
+    times = json.loads(path.read_text()) if path.is_file() else {}
+    one = _data(options, "clean")[:1]
+    for row in (row for row in rows if row.wrap in ("", "draws")):
+        checkpoint = options.out / "jobs" / f"{row.of or row.name}-0" / "model.pt"
+        if checkpoint.is_file():
+            model, _ = load_checkpoint(checkpoint, _body())
+            model = _wrapped(row, model, one, one)
+            measured = evaluate_model(model, one, (1,), row.joint_set, quantised=False, progress=False)["ms"]
+            times[row.name] = max(measured.values())
+    path.write_text(json.dumps(times, indent=1))
 
 
 def _body() -> TorchBody:

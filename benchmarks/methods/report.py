@@ -84,8 +84,8 @@ def _group(found: dict[str, list[Result]], *groups: str) -> list[str]:
     return [name for name, results in found.items() if results[0]["group"] in groups]
 
 
-def markdown(found: dict[str, list[Result]], settings: dict[str, Any]) -> str:
-    """All tables."""
+def markdown(found: dict[str, list[Result]], settings: dict[str, Any], times: dict[str, float]) -> str:
+    """All tables, of results by row, the bench's settings and the milliseconds of rows."""
     methods = _group(found, "methods")
     text = ["# Methods on one bench", ""]
     text += [
@@ -115,17 +115,13 @@ def markdown(found: dict[str, list[Result]], settings: dict[str, Any]) -> str:
             ("nll clean", ("clean", "nll"), 1),
             ("nll ambiguous", ("ambiguous", "nll"), 1),
         )
-        + [("ms an image, all samples", _ms), ("training, CPU s", lambda r: figure(r, "cpu_seconds", digits=0))]
+        + [("ms an image, all samples", lambda r: f"{times[r[0]['row']]:.1f}" if r[0]["row"] in times else "")]
+        + [("training, CPU s", lambda r: figure(r, "cpu_seconds", digits=0))]
         + [("parameters, M", lambda r: f"{r[0]['parameters'] / 1e6:.1f}")],
     )
     text += ["# What the papers say, on this bench", ""]
     text += _orderings(found)
     return "\n".join(text)
-
-
-def _ms(results: Sequence[Result]) -> str:
-    values = [max(result["clean"]["ms"].values()) for result in results if result["clean"].get("ms")]
-    return f"{statistics.median(values):.1f}" if values else ""
 
 
 def _orderings(found: dict[str, list[Result]]) -> list[str]:
@@ -241,7 +237,8 @@ def write(out: Path) -> None:
     if not found:
         raise SystemExit(f"{out} holds no finished job: run benchmarks/methods/run.py first")
     settings = json.loads((out / "bench.json").read_text())
-    (out / "table.md").write_text(markdown(found, settings))
+    times = json.loads((out / "times.json").read_text()) if (out / "times.json").is_file() else {}
+    (out / "table.md").write_text(markdown(found, settings, times))
     _csv(found, out / "table.csv")
     _plots(found, out)
 

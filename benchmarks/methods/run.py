@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = select(options.rows)
     except ValueError as error:
         parser.error(str(error))
-    from job import prepare
+    from job import prepare, time_rows
 
     try:
         prepare(options, pictures=any(row.shards for row in rows))
@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
                 except RuntimeError as error:
                     failed.append(running[done])
                     tqdm.write(str(error), file=sys.stderr)
+    time_rows(options, rows)
     report.write(options.out)
     print((options.out / "table.md").read_text())
     if failed:
