@@ -134,6 +134,17 @@ def test_joints_move_to_the_root_unless_told_otherwise() -> None:
     )
 
 
+def test_place_is_relative_to_the_distance() -> None:
+    true = draw(B, 3) + torch.tensor([0.0, 0.0, 8.0])
+    pelvis = true[:, None] + 0.3 * draw(B, S, 3, seed=1)
+    errors = np.abs((pelvis - true[:, None]).numpy()).sum(-1) / true[:, None, 2].numpy()
+    assert L.place_l1(pelvis, true) == pytest.approx(errors.mean())
+    assert L.place_l1(pelvis, true, torch.tensor([0.0, 1.0, 0.0])) == pytest.approx(errors[1].sum() / errors.size)
+    torch.testing.assert_close(L.place_l1(5 * pelvis, 5 * true), L.place_l1(pelvis, true))
+    with pytest.raises(ValueError, match="one more axis"):
+        L.place_l1(true, true)
+
+
 def test_keypoints_clamp() -> None:
     points = torch.tensor([[[[3.0, -4.0], [0.5, 0.25]]]], requires_grad=True)
     loss = L.keypoints_l1(points, torch.zeros(1, 2, 2), clamp=2.0)

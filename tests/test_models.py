@@ -326,6 +326,21 @@ def test_losses_of_every_method(name: str, body: TorchBody, examples: Examples) 
     assert total.item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["joint", "regressor"])
+def test_place_moves_the_body_and_does_not_bend_it(name: str, body: TorchBody, examples: Examples) -> None:
+    model = _any(name, body).train()
+    loss = model.losses(examples, LossConfig(place=2.0, sampled=0))["place"]
+    with torch.no_grad():
+        pelvis = model(examples.keypoints, examples.box, model.latents(12, 1))["sample_joints"][:, 0, 0]
+    true = examples.joints[:, 0]
+    torch.testing.assert_close(loss.detach(), 2 * ((pelvis - true).abs().sum(-1) / true[:, 2]).mean())
+    loss.backward()
+    learns = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learns == {"encoder", "person", "translation_fit"}
+    assert not model.person.outer.weight.grad[:20].any()  # mean and deviation of ten betas; the camera follows
+    assert model.person.outer.weight.grad[20:].any()
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_bfloat16_is_for_networks_only(body: TorchBody, examples: Examples, bfloat16: bool) -> None:
     """Close to float32, but not the same; and nothing when it is off."""

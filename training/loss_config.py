@@ -25,6 +25,7 @@ class LossConfig:
         sample_joints: distance of the whole pose for the best of the samples, metres, as ``best_of_m`` for heads.
         rotations: squared differences of the single answer's rotation matrices; ``betas``: of its betas.
         betas_nll, camera, translation: likelihoods of shape head, camera head and translation fit.
+        place: where the single answer stands, in parts of its distance; its pose and shape do not learn from it.
         orthonormality: of the 6D columns of samples.
         adversarial: least-squares GAN on rotations and betas of the samples.
         mmd: projected samples against heatmap samples; ``mmd_unbiased`` leaves the diagonal out.
@@ -51,6 +52,7 @@ class LossConfig:
     betas_nll: float = 0.0
     camera: float = 0.0
     translation: float = 0.0
+    place: float = 0.0
     orthonormality: float = 0.0
     adversarial: float = 0.0
     mmd: float = 0.0

@@ -30,6 +30,7 @@ __all__ = [
     "mmd",
     "mmd_target",
     "orthonormality",
+    "place_l1",
     "project_to_crop",
     "rotations_l2",
     "vertices_l1",
@@ -178,6 +179,19 @@ def betas_l2(betas: Tensor, true: Tensor, weight: Tensor | None = None) -> Tenso
         weight: (B,).
     """
     return _mean_of_samples(_difference(betas, true).square().sum(-1), weight)
+
+
+def place_l1(pelvis: Tensor, true: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Distance of a body from its true place, relative to how far away it is (ours):
+
+    .. math:: \frac{1}{BS} \sum_{b,s} w_b \frac{\lVert p_{bs} - \hat p_b \rVert_1}{\hat p_{b,z}} .
+
+    Args:
+        pelvis: (B, S, 3) m, camera frame.
+        true: (B, 3) m, in front of the camera.
+        weight: (B,).
+    """
+    return _mean_of_samples(_difference(pelvis, true).abs().sum(-1) / true[:, None, 2], weight)
 
 
 def vertices_l1(vertices: Tensor, true: Tensor, weight: Tensor | None = None) -> Tensor:

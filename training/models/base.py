@@ -227,8 +227,7 @@ class LiftingModel(nn.Module):
         pelvis = examples.joints[:, 0]
         placed = _weight(examples.has_translation, pelvis)
         if config.camera:
-            # Without a known place the target is made harmless; its loss counts nothing.
-            there = torch.where(placed[:, None] > 0, pelvis, pelvis.new_tensor([0.0, 0.0, 1.0]))
+            there = _somewhere(pelvis, placed)
             terms["camera"] = config.camera * (placed * camera.nll(examples.box, there)).mean()
         if config.translation and self.config.refine_translation:
             relative = examples.keypoints3d - pelvis[:, None]
@@ -238,6 +237,22 @@ class LiftingModel(nn.Module):
             known = _weight(examples.has_betas, pelvis)
             terms["betas_nll"] = config.betas_nll * (known * shape.nll(examples.betas)).mean()
         return terms
+
+    def place_loss(
+        self, out: dict[str, Tensor], examples: Examples, camera: CameraGuess, config: LossConfig
+    ) -> dict[str, Tensor]:
+        """How far from its true place the single answer stands, of models that fit the translation.
+
+        The fit, the camera head and the condition learn from it. Pose and shape do not: they would bend until the
+        depth is right.
+        """
+        if not (config.place and self.config.refine_translation):
+            return {}
+        relative = (out["sample_keypoints"][:, :1] - out["sample_joints"][:, :1, :1]).detach()
+        pelvis = self.translation_fit(relative, examples.keypoints, examples.box, camera)
+        true = examples.joints[:, 0]
+        placed = _weight(examples.has_translation, true)
+        return {"place": config.place * L.place_l1(pelvis, _somewhere(true, placed), placed)}
 
     def sample_losses(self, out: dict[str, Tensor], examples: Examples, config: LossConfig) -> dict[str, Tensor]:
         """Losses on drawn bodies, the first of each example the single answer.
@@ -367,3 +382,8 @@ def true_keypoints(examples: Examples) -> tuple[Tensor, Tensor]:
 def _weight(known: Tensor | None, like: Tensor) -> Tensor:
     """1 (B,) where a target is known."""
     return torch.ones_like(like[:, 0]) if known is None else known.to(like)
+
+
+def _somewhere(pelvis: Tensor, placed: Tensor) -> Tensor:
+    """Places (B, 3), harmless ones where none is known: their losses count nothing, but must stay finite."""
+    return torch.where(placed[:, None] > 0, pelvis, pelvis.new_tensor([0.0, 0.0, 1.0]))

@@ -139,9 +139,9 @@ class FlowPosterior(LiftingModel):
         shape, camera = self.guesses(condition.first(len(pose)))
         terms |= self.head_losses(examples, shape, camera, config)
         betas = self.draw_betas(shape.first(len(few)), latents)
-        out = self.bodies(
-            pose6d, betas, few.keypoints, few.box, camera.first(len(few)), self.translation_latents(latents)
-        )
+        camera = camera.first(len(few))
+        out = self.bodies(pose6d, betas, few.keypoints, few.box, camera, self.translation_latents(latents))
+        terms |= self.place_loss(out, few, camera, config)
         return terms | self.sample_losses({**out, "latents": latents}, few, config)
 
     def training_latents(self, condition: Condition, config: LossConfig, examples: Examples) -> Tensor:

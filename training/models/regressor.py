@@ -79,4 +79,5 @@ class Regressor(LiftingModel):
             pose6d = self.pose6d(condition)
         shape, camera = self.guesses(condition.first(len(examples)))
         out = self.bodies(pose6d[:, None], shape.mean[:, None], examples.keypoints, examples.box, camera)
-        return self.head_losses(examples, shape, camera, config) | self.sample_losses(out, examples, config)
+        terms = self.head_losses(examples, shape, camera, config) | self.place_loss(out, examples, camera, config)
+        return terms | self.sample_losses(out, examples, config)
