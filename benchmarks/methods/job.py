@@ -124,6 +124,7 @@ def run_job(options: argparse.Namespace) -> None:
         return
     torch.set_num_threads(1)
     train = _data(options, "train")
+    whole = not (folder / "checkpoints").exists()
     began = time.process_time()
     if row.of:
         model, _ = load_checkpoint(options.out / "jobs" / f"{row.of}-{seed}" / "model.pt", _body())
@@ -131,7 +132,8 @@ def run_job(options: argparse.Namespace) -> None:
     else:
         model = _train(options, row, seed, folder, train)
     result = {"row": name, "title": row.title, "group": row.group, "of": row.of, "seed": seed}
-    result["cpu_seconds"] = round(time.process_time() - began, 1)
+    # A job that was killed and went on does not know what it took before.
+    result["cpu_seconds"] = round(time.process_time() - began, 1) if whole else None
     result["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for test in TESTS:
         data = _data(options, test)
