@@ -80,7 +80,7 @@ def test_shipped_bundle() -> None:
 
 @pytest.mark.parametrize("persons", [1, 3])
 def test_shipped_graph_gives_bodies(persons: int) -> None:
-    """Joints and keypoints are those of the numpy body, in front of the camera, and the modes are samples."""
+    """Joints and keypoints are those of the numpy body, in front of the camera; modes weigh the draws next to them."""
     bundle, body = Bundle.load(), Body.load()
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(persons, 40, bundle.latent_size)).astype(np.float32)
@@ -88,16 +88,22 @@ def test_shipped_graph_gives_bodies(persons: int) -> None:
     box = np.tile(np.float32([[0.1, -0.1, 0.5]]), (persons, 1))
     engine = make_engine("onnxruntime", bundle.model_path)
     out = engine.run({"keypoints": keypoints.astype(np.float32), "box": box, "latents": latents})
-    pose = out["sample_rotations"], out["sample_betas"], out["sample_translation"]
-    np.testing.assert_allclose(out["sample_joints"], body.joints(*pose), atol=1e-4)
-    np.testing.assert_allclose(out["sample_keypoints"], body.keypoints(*pose), atol=1e-4)
-    identity = pose[0] @ pose[0].swapaxes(-1, -2)
-    np.testing.assert_allclose(identity, np.broadcast_to(np.eye(3), identity.shape), atol=1e-4)
-    assert out["sample_joints"][:, :, 0, 2].min() > 0.19
+    for kind in ("sample", "mode"):
+        pose = tuple(out[f"{kind}_{name}"] for name in ("rotations", "betas", "translation"))
+        np.testing.assert_allclose(out[f"{kind}_joints"], body.joints(*pose), atol=1e-4)
+        np.testing.assert_allclose(out[f"{kind}_keypoints"], body.keypoints(*pose), atol=1e-4)
+        identity = pose[0] @ pose[0].swapaxes(-1, -2)
+        np.testing.assert_allclose(identity, np.broadcast_to(np.eye(3), identity.shape), atol=1e-4)
+        assert out[f"{kind}_joints"][:, :, 0, 2].min() > 0.19
     assert np.linalg.eigvalsh(out["covariance"].astype(np.float64)).min() > 0
-    np.testing.assert_allclose(out["mode_weight"].sum(-1), 1, atol=1e-5)
+    samples, modes = (out[f"{kind}_joints"] - out[f"{kind}_joints"][:, :, :1] for kind in ("sample", "mode"))
+    assert modes.shape[1] == bundle.num_modes
     for b in range(persons):
-        np.testing.assert_array_equal(out["mode_joints"][b], out["sample_joints"][b][out["mode_index"][b]])
+        gaps = np.linalg.norm(modes[b][:, None] - samples[b][None], axis=(-1, -2))
+        assert (gaps[:, 0] < 1e-5).sum() == 1  # the single answer is a mode, and no other is it
+        nearest = np.bincount(gaps[:, 1:].argmin(0), minlength=bundle.num_modes)
+        np.testing.assert_allclose(out["mode_weight"][b], (1 + nearest) / (bundle.num_modes + 39), atol=1e-5)
+        assert (np.diff(out["mode_weight"][b]) < 1e-6).all()
     with pytest.raises(EngineError, match="'latents' must have shape"):
         engine.run({"keypoints": keypoints.astype(np.float32), "box": box, "latents": latents[..., 1:]})
 

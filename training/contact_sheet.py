@@ -170,10 +170,17 @@ def contact_sheet(
 
 
 def posterior_sheet(
-    data: PoseSet, path: str | Path, bundle: str | Path | None = None, count: int = 6, samples: int = 6, seed: int = 0
+    data: PoseSet,
+    path: str | Path,
+    bundle: str | Path | None = None,
+    count: int = 6,
+    modes: int = 5,
+    samples: int = 2,
+    seed: int = 0,
 ) -> np.ndarray:
-    """One row for each of ``count`` examples of a set: the true body (where known), the mode and random samples of
-    the bundle's posterior, as the camera sees them and from their side. Writes and returns the sheet, (H, W, 3) RGB."""
+    """One row for each of ``count`` examples of a set: the true body (where known), the heaviest of the bundle's modes
+    and random samples of its posterior, as the camera sees them and from their side. Writes and returns the sheet,
+    (H, W, 3) RGB."""
     loaded = Bundle.load(bundle)
     engine = make_engine("onnxruntime", loaded.model_path)
     rng = np.random.default_rng(seed)
@@ -182,18 +189,20 @@ def posterior_sheet(
         seen = condition(data.keypoints[i], data.camera(i))
         if seen is None:
             continue
-        latents = rng.standard_normal((1, max(samples + 1, loaded.num_modes), loaded.latent_size), dtype=np.float32)
+        latents = rng.standard_normal((1, loaded.samples, loaded.latent_size), dtype=np.float32)
         latents[:, 0] = 0
-        inputs = {"keypoints": seen[0][None], "box": seen[1][None], "latents": latents}
-        out = engine.run(inputs, ["sample_rotations", "sample_betas"])
+        out = engine.run({"keypoints": seen[0][None], "box": seen[1][None], "latents": latents})
         points = int((data.keypoints[i, :, 2] >= 0.3).sum())
         if data.rotations is not None and data.betas is not None:
             bodies.append(data.rotations[i])
             betas.append(data.betas[i])
             titles.append(f"{i} truth, {points} points seen")
-        bodies += list(out["sample_rotations"][0, : samples + 1])
-        betas += list(out["sample_betas"][0, : samples + 1])
-        titles += [f"{i} mode"] + [f"{i} sample {k + 1}" for k in range(samples)]
+        heaviest = np.argsort(-out["mode_weight"][0], kind="stable")[:modes]
+        drawn = np.arange(1, samples + 1)
+        for kind, which in (("mode", heaviest), ("sample", drawn)):
+            bodies += list(out[f"{kind}_rotations"][0, which])
+            betas += list(out[f"{kind}_betas"][0, which])
+        titles += [f"{i} mode, {out['mode_weight'][0, k]:.0%}" for k in heaviest] + [f"{i} draw"] * samples
     columns = len(titles) // max(len({t.split()[0] for t in titles}), 1)
     return contact_sheet(np.stack(bodies), path, titles, columns=columns, up="-y", betas=np.stack(betas))
 
