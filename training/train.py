@@ -251,7 +251,7 @@ def _test(bundle: Bundle, out: Path, body: Body, config: TrainConfig) -> dict[st
         except MocapError:
             return metrics
         modes = bundle.num_modes
-        result = evaluate(data, bundle, counts=(modes, 25))
+        result = evaluate(data, bundle, counts=(modes, 25), progress=config.engine.progress)
         kept = {"count": result["count"], "mode": result["mode"], "min_of_25": result["min_of"]["25"]}
         quantised = {f"quantised_{modes}": result["quantised"][str(modes)]}
         metrics[occlusion] = {**kept, **quantised, "nll": result["nll"]}

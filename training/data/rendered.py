@@ -130,7 +130,8 @@ def render_person(rng: np.random.Generator, people: People, renderer: Renderer, 
     if joints_at[:, 2].min() < 0.3 or placed[:, 2].min() < 0.1:
         return None
     camera = Camera(width, height, focal, focal, width / 2, height / 2)
-    keypoints3d = (np.asarray(body.keypoint_regressor) @ placed).astype(np.float32)
+    # In float64, because BLAS rounds by how many threads it has, and a shard must not depend on that.
+    keypoints3d = (np.asarray(body.keypoint_regressor, np.float64) @ placed).astype(np.float32)
     pixels, outline = camera.project(keypoints3d), camera.project(placed)
 
     low, high = picture_border(kind, pixels, (width, height), rng)
