@@ -135,6 +135,7 @@ def run_job(options: argparse.Namespace) -> None:
     # A job that was killed and went on does not know what it took before.
     result["cpu_seconds"] = round(time.process_time() - began, 1) if whole else None
     result["parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    began = time.process_time()
     for test in TESTS:
         data = _data(options, test)
         result[test] = evaluate_model(model, data, joint_set=row.joint_set, timing=False, progress=False)
@@ -144,6 +145,7 @@ def run_job(options: argparse.Namespace) -> None:
     if row.shards:
         pictured = read_examples(shard_paths([_shards(options, "test")]), images=False)[: options.test]
         result["rendered"] = evaluate_model(model, pictured, (1, 100), quantised=False, timing=False, progress=False)
+    result["evaluation_seconds"] = round(time.process_time() - began, 1)
     partial = folder / "result.json.part"
     partial.write_text(json.dumps(result, indent=1))
     partial.replace(folder / "result.json")
