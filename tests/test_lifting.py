@@ -22,27 +22,20 @@ from hmr_prob_ros.training.rotations import axis_angle_to_matrix  # noqa: E402
 SMALL = {"hidden": 24, "couplings": 2, "condition": 20}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def body() -> TorchBody:
-    return TorchBody(mesh=False)
-
-
-def _lifting(body: TorchBody, **changes) -> Lifting:
+def _lifting(torch_body: TorchBody, **changes) -> Lifting:
     torch.manual_seed(0)
-    model = Lifting(LiftingConfig(**{**SMALL, **changes}), body)
+    model = Lifting(LiftingConfig(**{**SMALL, **changes}), torch_body)
     model.fit_statistics(random_poses(300))
     return model
 
 
-def test_lifting(body: TorchBody, tmp_path: Path) -> None:
-    model = _lifting(body).eval()
+def test_lifting(torch_body: TorchBody, tmp_path: Path) -> None:
+    model = _lifting(torch_body).eval()
     assert model.encoder.enter[0].in_features == 2 * 17
-    examples = random_people(body)
+    examples = random_people(torch_body)
     latents = model.latents(6, 9)
     assert latents.shape == (6, 9, 48)
     assert not latents[:, 0].any()
@@ -60,7 +53,7 @@ def test_lifting(body: TorchBody, tmp_path: Path) -> None:
     np.testing.assert_allclose(model.joints17(examples.joints, examples.keypoints3d), expected, atol=1e-5)
 
     save_checkpoint(tmp_path / "model.pt", model)
-    other, _ = load_checkpoint(tmp_path / "model.pt", body)
+    other, _ = load_checkpoint(tmp_path / "model.pt", torch_body)
     assert isinstance(other, Lifting)
     again = other(examples.keypoints, examples.box, latents)
     np.testing.assert_array_equal(again["sample_joints17"].detach(), joints.detach())
@@ -68,10 +61,10 @@ def test_lifting(body: TorchBody, tmp_path: Path) -> None:
     assert model(examples.keypoints[:0], examples.box[:0], latents[:0])["sample_joints17"].shape == (0, 9, 17, 3)
 
 
-def test_lifting_turns_with_the_camera(body: TorchBody) -> None:
+def test_lifting_turns_with_the_camera(torch_body: TorchBody) -> None:
     """The same body seen by a turned camera has the same joints, turned."""
-    model = _lifting(body, batch_norm=False).eval()
-    examples = random_people(body, 3)
+    model = _lifting(torch_body, batch_norm=False).eval()
+    examples = random_people(torch_body, 3)
     turn = axis_angle_to_matrix(torch.tensor([[0.1, -0.35, 0.0]]))[0]
     seen = examples.keypoints3d @ turn.T
     rays = seen[..., :2] / seen[..., 2:]
@@ -93,9 +86,9 @@ def test_lifting_turns_with_the_camera(body: TorchBody) -> None:
     np.testing.assert_allclose(upright[..., 2], other[..., 2], atol=1e-5)  # the depth along the line of sight
 
 
-def test_lifting_losses(body: TorchBody) -> None:
-    model = _lifting(body, dropout=0.0, flow_dropout=0.0).eval()
-    examples = random_people(body)
+def test_lifting_losses(torch_body: TorchBody) -> None:
+    model = _lifting(torch_body, dropout=0.0, flow_dropout=0.0).eval()
+    examples = random_people(torch_body)
     config = LossConfig(likelihood=0.001, noise=0.0, mode_joints=1.0)
     terms = model.losses(examples, config)
     true = torch.from_numpy(joint_set("h36m").rooted(examples.joints.numpy(), examples.keypoints3d.numpy()))
@@ -121,11 +114,11 @@ def test_lifting_losses(body: TorchBody) -> None:
     np.testing.assert_allclose(part["mode_joints"].item(), known.item(), rtol=1e-4)
 
 
-def test_lifting_learns(body: TorchBody) -> None:
-    model = _lifting(body, dropout=0.0, flow_dropout=0.0, batch_norm=False, hidden=64, condition=64)
+def test_lifting_learns(torch_body: TorchBody) -> None:
+    model = _lifting(torch_body, dropout=0.0, flow_dropout=0.0, batch_norm=False, hidden=64, condition=64)
     config = LossConfig(likelihood=0.001, noise=0.005, mode_joints=1.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    examples, held = random_people(body, 512), random_people(body, 128, seed=1)
+    examples, held = random_people(torch_body, 512), random_people(torch_body, 128, seed=1)
 
     def error() -> float:
         with torch.no_grad():

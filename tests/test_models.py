@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("nflows")
 
+from model_helpers import random_poses  # noqa: E402
+
 from hmr_prob_ros.training.body import TorchBody  # noqa: E402
 from hmr_prob_ros.training.data.examples import Examples  # noqa: E402
 from hmr_prob_ros.training.data.noise import DetectorNoise  # noqa: E402
@@ -31,7 +33,6 @@ from hmr_prob_ros.training.models import (  # noqa: E402
     save_checkpoint,
 )
 from hmr_prob_ros.training.models.encoder import CameraGuess  # noqa: E402
-from hmr_prob_ros.training.rotations import axis_angle_to_matrix, matrix_to_rotation6d  # noqa: E402
 from hmr_prob_ros.training.streams import MocapSource  # noqa: E402
 
 SMALL = FlowConfig(hidden=32, couplings=2, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16)
@@ -42,15 +43,10 @@ def body() -> TorchBody:
     return TorchBody(mesh=False)
 
 
-def _poses(count: int) -> torch.Tensor:
-    random = torch.Generator().manual_seed(0)
-    return matrix_to_rotation6d(axis_angle_to_matrix(0.3 * torch.randn(count, 24, 3, generator=random))).flatten(1)
-
-
 def _flow(body: TorchBody, **changes) -> FlowPosterior:
     torch.manual_seed(0)
     model = FlowPosterior(FlowConfig(**{**SMALL.__dict__, **changes}), body)
-    model.fit_statistics(_poses(200))
+    model.fit_statistics(random_poses(200))
     with torch.no_grad():
         for key, value in model.named_parameters():
             if key.endswith("last.weight"):
@@ -104,7 +100,7 @@ def test_flow_posterior(body: TorchBody, sample_shape: bool, sample_translation:
     assert (spread > 0.01) if sample_shape else (spread == 0)
 
     shape, camera = model.guesses(condition)
-    loss = out["sample_joints"].square().mean() - model.log_prob(_poses(3)[:, None], condition).mean()
+    loss = out["sample_joints"].square().mean() - model.log_prob(random_poses(3)[:, None], condition).mean()
     pelvis = torch.tensor([[0.1, 0.2, 3.0]] * 3)
     loss = loss + shape.nll(torch.zeros(3, 10)).mean() + camera.nll(box, pelvis).mean()
     loss = loss + model.translation_fit.nll(surface[:, 0] - joints[:, 0, :1], keypoints, box, camera, pelvis).mean()
@@ -227,7 +223,7 @@ def test_the_graph_layout_gives_the_models_numbers(body: TorchBody, changes: dic
 def test_regressor(body: TorchBody) -> None:
     torch.manual_seed(0)
     model = Regressor(RegressorConfig(hidden=32, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16), body)
-    model.fit_statistics(_poses(100))
+    model.fit_statistics(random_poses(100))
     keypoints, box, _ = _inputs(_flow(body))
     out = model(keypoints, box)
     assert {key: tuple(out["sample_" + key].shape) for key in ("pose6d", "betas", "translation", "weight")} == {
@@ -261,7 +257,7 @@ WIDTHS = {"hidden": 16, "condition": 16, "encoder_width": 16, "encoder_depth": 1
 def _any(name: str, body: TorchBody, **options) -> LiftingModel:
     torch.manual_seed(0)
     model = build_model({"model": name, **WIDTHS, **options}, body)
-    model.fit_statistics(_poses(200))
+    model.fit_statistics(random_poses(200))
     return model
 
 

@@ -43,20 +43,13 @@ PUBLISHED = LossConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def body() -> TorchBody:
-    return TorchBody(mesh=False)
-
-
-def _prohmr(body: TorchBody, **changes) -> ProHMR:
+def _prohmr(torch_body: TorchBody, **changes) -> ProHMR:
     torch.manual_seed(0)
     encoder = {"encoder_width": 24, "encoder_depth": 1, "head_hidden": 16}
-    model = ProHMR(ProHMRConfig(**{**SMALL, **encoder, **changes}), body)
+    model = ProHMR(ProHMRConfig(**{**SMALL, **encoder, **changes}), torch_body)
     model.fit_statistics(random_poses(300))
     return model
 
@@ -66,10 +59,10 @@ def _prohmr(body: TorchBody, **changes) -> ProHMR:
     [{}, {"sample_shape": True}, {"sample_shape": True, "sample_translation": True, "refine_translation": True}],
     ids=["published", "shape", "joint"],
 )
-def test_prohmr(body: TorchBody, changes: dict) -> None:
-    model = _prohmr(body, **changes).eval()
+def test_prohmr(torch_body: TorchBody, changes: dict) -> None:
+    model = _prohmr(torch_body, **changes).eval()
     assert model.latent_size == 144 + 10 * (len(changes) > 0) + 3 * (len(changes) > 1)
-    examples = random_people(body)
+    examples = random_people(torch_body)
     latents = model.latents(6, 7)
     out = model(examples.keypoints, examples.box, latents)
     assert out["sample_joints"].shape == (6, 7, 24, 3)
@@ -98,9 +91,9 @@ def test_prohmr(body: TorchBody, changes: dict) -> None:
     assert model.drawn[0].shape == (6, 2, 24, 3, 3)
 
 
-def test_networks_in_bfloat16_leave_the_flow_exact(body: TorchBody) -> None:
-    model = _prohmr(body, batch_norm=False, flow_dropout=0.0).eval()
-    examples = random_people(body)
+def test_networks_in_bfloat16_leave_the_flow_exact(torch_body: TorchBody) -> None:
+    model = _prohmr(torch_body, batch_norm=False, flow_dropout=0.0).eval()
+    examples = random_people(torch_body)
     condition = model.condition(examples.keypoints, examples.box)
     exact = model.log_prob(examples.pose6d[:, None], condition)
     model.bfloat16 = True
@@ -113,8 +106,8 @@ def test_networks_in_bfloat16_leave_the_flow_exact(body: TorchBody) -> None:
     np.testing.assert_allclose(back.detach(), density.detach(), atol=0.5)
 
 
-def test_prohmr_checkpoint(body: TorchBody, tmp_path: Path) -> None:
-    model = _prohmr(body)
+def test_prohmr_checkpoint(torch_body: TorchBody, tmp_path: Path) -> None:
+    model = _prohmr(torch_body)
     with torch.no_grad():
         for part in model.flow.transform._transforms:
             if isinstance(part, PointLULinear):
@@ -122,10 +115,10 @@ def test_prohmr_checkpoint(body: TorchBody, tmp_path: Path) -> None:
                     value.add_(0.02 * torch.randn_like(value))
     model.eval()
     save_checkpoint(tmp_path / "model.pt", model)
-    other, _ = load_checkpoint(tmp_path / "model.pt", body)
+    other, _ = load_checkpoint(tmp_path / "model.pt", torch_body)
     assert isinstance(other, ProHMR)
     assert other.config == model.config
-    examples, latents = random_people(body), model.latents(6, 5)
+    examples, latents = random_people(torch_body), model.latents(6, 5)
     expected = model(examples.keypoints, examples.box, latents)
     given = other(examples.keypoints, examples.box, latents)
     for name, value in expected.items():
@@ -154,14 +147,14 @@ class _Drawing(nn.Module):
         return pose6d, log_density, self.model.log_prob(pose6d, condition)
 
 
-def test_a_frozen_flow_exports_to_plain_operators(body: TorchBody, tmp_path: Path) -> None:
+def test_a_frozen_flow_exports_to_plain_operators(torch_body: TorchBody, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     from hmr_prob_ros.training.export import compare, export_graph
 
-    model = _prohmr(body).eval()
+    model = _prohmr(torch_body).eval()
     scramble(model.flow, by=0.02)
     model.freeze()
-    examples, names = random_people(body), ("pose6d", "log_density", "log_prob")
+    examples, names = random_people(torch_body), ("pose6d", "log_density", "log_prob")
     inputs = {"keypoints": examples.keypoints, "box": examples.box, "latents": model.latents(6, 5)}
     sizes = {"keypoints": {0: "B"}, "box": {0: "B"}, "latents": {0: "B", 1: "N"}}
     export_graph(_Drawing(model), inputs, names, sizes, tmp_path / "flow.onnx")
@@ -171,10 +164,10 @@ def test_a_frozen_flow_exports_to_plain_operators(body: TorchBody, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_bundle_of_prohmr(body: TorchBody, tmp_path: Path) -> None:
+def test_bundle_of_prohmr(torch_body: TorchBody, tmp_path: Path) -> None:
     from hmr_prob_ros.training.export import export
 
-    save_checkpoint(tmp_path / "model.pt", _prohmr(body))
+    save_checkpoint(tmp_path / "model.pt", _prohmr(torch_body))
     bundle = export(tmp_path / "model.pt", tmp_path / "bundle", modes=4, samples=20)
     assert bundle.card["method"] == "prohmr"
     assert bundle.latent_size == 144
@@ -193,13 +186,15 @@ def test_configurations_that_make_no_sense() -> None:
             make()
 
 
-def test_additive_option_of_the_flow(body: TorchBody) -> None:
+def test_additive_option_of_the_flow(torch_body: TorchBody) -> None:
     sizes = {"hidden": 16, "couplings": 2, "condition": 12, "encoder_width": 16, "encoder_depth": 1}
-    affine, additive = (FlowPosterior(FlowConfig(**sizes, coupling=kind), body) for kind in ("affine", "additive"))
+    affine, additive = (
+        FlowPosterior(FlowConfig(**sizes, coupling=kind), torch_body) for kind in ("affine", "additive")
+    )
     for one, other in zip(affine.flow.transform._transforms[1::2], additive.flow.transform._transforms[1::2]):
         assert (one.last.out_features, other.last.out_features) == (144, 72)
         assert one.first.weight.shape == other.first.weight.shape
-    examples = random_people(body, 3)
+    examples = random_people(torch_body, 3)
     out = additive(examples.keypoints, examples.box, additive.latents(3, 5))
     assert (out["sample_log_density"][:, :1] >= out["sample_log_density"]).all()
 
@@ -239,22 +234,22 @@ def test_discriminator() -> None:
     assert real[:, 24].mean() > fake[..., 24].mean() + 0.5
 
 
-def test_poses_are_seen_from_the_crop(body: TorchBody) -> None:
+def test_poses_are_seen_from_the_crop(torch_body: TorchBody) -> None:
     """The density of a pose is that of the turned one."""
-    model = _prohmr(body).eval()
-    examples = random_people(body, 3)
+    model = _prohmr(torch_body).eval()
+    examples = random_people(torch_body, 3)
     condition = model.condition(examples.keypoints, examples.box)
     inside = model.flow.log_prob(turn_root(examples.pose6d[:, None], condition.turn), condition.code)
     np.testing.assert_array_equal(model.log_prob(examples.pose6d[:, None], condition).detach(), inside.detach())
 
 
-def test_what_captures_leave_constant_starts_in_scale(body: TorchBody) -> None:
+def test_what_captures_leave_constant_starts_in_scale(torch_body: TorchBody) -> None:
     """Hands that no capture moves have no spread but the likelihood's noise: the start is still about the Gaussian that
     fits poses and noise, and not astronomically far out."""
     generator = torch.Generator().manual_seed(3)
     pose6d = torch.randn(600, 144, generator=generator)
     pose6d[:, 100:] = 0.7
-    model = _prohmr(body, couplings=4)
+    model = _prohmr(torch_body, couplings=4)
     model.fit_statistics(pose6d)
     model.eval()
     noisy = pose6d + 0.005 * torch.randn(pose6d.shape, generator=generator)
