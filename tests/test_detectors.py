@@ -258,7 +258,7 @@ def test_nothing_on_standard_error(test_data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("openpose", {}, "unknown detector 'openpose': choose one of mediapipe, rtmlib"),
+        ("openpose", {}, "unknown detector 'openpose': choose one of blazepose, mediapipe, rtmlib"),
         ("mediapipe", {"threads": 3}, "its options are min_detection"),
         ("mediapipe", {"min_detection": 7}, "is a probability"),
         ("rtmlib", {"detector": "/nowhere/yolox.onnx"}, "no detector weights at /nowhere"),

@@ -6,7 +6,8 @@ The requirements are those of pyproject.toml (``build`` = [build-system] require
 word an extra), but what pip would take literally is made lighter, so that a bare machine is ready in a minute or two:
 
 * OpenCV's headless build instead of the one with windows. It is the same version and needs no libGL or glib.
-* mediapipe, rtmlib and scikit-image without their dependencies, of which a third is used (no jax, no second OpenCV).
+* mediapipe, LiteRT, rtmlib and scikit-image without their dependencies, of which few are used (no jax, no second
+  OpenCV).
 * no byte-compilation of modules that nobody may ever import.
 * torch first and alone, so that nothing else chooses its version.
 """
@@ -35,6 +36,7 @@ REPLACED = {"opencv-contrib-python": ["opencv-contrib-python-headless==4.11.0.86
 ALONE = {
     "mediapipe": ["absl-py", "attrs>=19.1", "flatbuffers>=2", "matplotlib", "protobuf>=4.25.3,<5"],
     "rtmlib": [],
+    "ai-edge-litert": [],  # its interpreter asks for numpy only
     "scikit-image": [],  # only its photograph is looked at
 }
 """Requirements that are installed without their dependencies, and those they cannot do without."""

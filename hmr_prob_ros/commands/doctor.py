@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ..engines import CPU, ENGINES, EngineError, unavailable
 from . import write_json
 
 MAIN, ROS, OPTIONAL = "main", "ros", "optional"
@@ -151,7 +152,7 @@ def _detector(name: str) -> Callable[[], str]:
     def look() -> str:
         from ..detectors import make_detector
 
-        options = {} if name == "mediapipe" else {"warm_up": False}
+        options = {} if name in ("mediapipe", "blazepose") else {"warm_up": False}
         try:
             detector = make_detector(name, **options)
         except Exception:
@@ -223,6 +224,7 @@ def examine(without_ros: bool = False) -> list[Check]:
         _try("bundle", MAIN, reinstall, _bundle),
         _try("posterior", MAIN, reinstall, _posterior),
         _try("detector mediapipe", MAIN, "pip install 'hmr_prob_ros[mediapipe]'", _detector("mediapipe")),
+        _try("detector blazepose", OPTIONAL, "pip install 'hmr_prob_ros[blazepose]'", _detector("blazepose")),
         _try("detector rtmlib", OPTIONAL, "pip install 'hmr_prob_ros[rtmlib]'", _found("rtmlib")),
         _try("rclpy", ros, from_pypi, _rclpy),
         _try("messages", ros, from_pypi, _messages),
@@ -243,14 +245,18 @@ def examine(without_ros: bool = False) -> list[Check]:
         ),
         _try("torch (training)", OPTIONAL, "pip install 'hmr_prob_ros[train]'", _found("torch")),
         _try("EGL (training renders)", OPTIONAL, "apt install libegl1 libgl1-mesa-dri", _egl),
-        _try(
-            "TensorRT",
-            OPTIONAL,
-            "not needed: no engine of this version uses it",
-            _found("tensorrt"),
-        ),
+        *(_try(f"engine {name}", OPTIONAL, "", _engine(name)) for name in ENGINES),
     ]
     return checks
+
+
+def _engine(name: str) -> Callable[[], str]:
+    def look() -> str:
+        if reason := unavailable(name):
+            raise EngineError(reason)
+        return "can run" if name == CPU else "its packages are there; `hmr-prob bench --engine` tells whether it runs"
+
+    return look
 
 
 def _egl() -> str:

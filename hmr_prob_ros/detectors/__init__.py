@@ -4,7 +4,7 @@ Detectors are optional parts with packages of their own, so each one is imported
 
 >>> from hmr_prob_ros.detectors import DETECTORS
 >>> sorted(DETECTORS)
-['mediapipe', 'rtmlib']
+['blazepose', 'mediapipe', 'rtmlib']
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class _Entry(NamedTuple):
 
 
 DETECTORS: dict[str, _Entry] = {
+    "blazepose": _Entry(".blazepose", "BlazePoseDetector", "ai_edge_litert", "pip install ai-edge-litert"),
     "mediapipe": _Entry(".mediapipe", "MediaPipeDetector", "mediapipe", 'pip install "mediapipe==0.10.21" "numpy<2"'),
     "rtmlib": _Entry(".rtmlib", "RtmlibDetector", "rtmlib", 'pip install "rtmlib>=0.0.16" onnxruntime'),
 }

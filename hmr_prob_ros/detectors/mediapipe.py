@@ -16,14 +16,14 @@ from ..hypotheses import Person2D
 from . import DetectorError, check_image
 from .keypoints import person_from_keypoints
 
-__all__ = ["MediaPipeDetector", "Window", "search_windows"]
+__all__ = ["MediaPipeDetector", "Window", "quiet", "search_windows"]
 
 _BLANK = np.zeros((64, 64, 3), dtype=np.uint8)
 _quiet_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep native code off standard error while the graph loads: its loggers take no setting from Python."""
     with _quiet_lock:
         sys.stderr.flush()
@@ -110,7 +110,7 @@ class MediaPipeDetector:
         for option, value in (("min_detection", min_detection), ("min_tracking", min_tracking)):
             if not 0.0 <= value <= 1.0:
                 raise DetectorError(f"{option} is {value}, but it is a probability: 0 to 1")
-        with _quiet():
+        with quiet():
             package = importlib.import_module("mediapipe")
             if not hasattr(package, "solutions"):
                 raise DetectorError(
@@ -208,7 +208,7 @@ class MediaPipeDetector:
         """See :class:`PoseDetector`. Reloads the graph, about 80 ms."""
         with self._lock:
             if not self._closed:
-                with _quiet():
+                with quiet():
                     self._pose.reset()
                     self._pose.process(_BLANK)
                 self._window, self._turn, self._followed = None, 0, False

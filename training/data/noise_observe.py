@@ -74,7 +74,7 @@ def _lie_down(root: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _detect(detector: PoseDetector, image: np.ndarray, true: np.ndarray, state: np.ndarray) -> np.ndarray:
     """(23,3) keypoints of the detection that is of this person, NaN where there is none."""
-    if detector.name == "mediapipe":
+    if detector.name in ("mediapipe", "blazepose"):
         # As while tracking: a blank picture loses the last person, then the region comes from the person's own points.
         if detector.detect(np.zeros_like(image)):
             detector.reset()
