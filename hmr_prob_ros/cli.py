@@ -14,7 +14,7 @@ from importlib import metadata
 
 import cv2
 
-from .commands import bench, demo, doctor, estimate, offline, sets
+from .commands import bench, build_engine, demo, doctor, estimate, offline, sets
 
 _COMMANDS = {
     "estimate": (
@@ -24,6 +24,11 @@ _COMMANDS = {
     ),
     "demo": (demo.add_arguments, demo.run, "the whole line on ROS 2: camera player, estimator node, recorder"),
     "bench": (bench.add_arguments, bench.run, "milliseconds of every stage on this machine"),
+    "build-engine": (
+        build_engine.add_arguments,
+        build_engine.run,
+        "build the TensorRT engines of a bundle for this machine's GPU",
+    ),
     "doctor": (doctor.add_arguments, doctor.run, "what is installed, what is missing, how to mend it"),
     "make-set": (sets.add_make_set_arguments, sets.run_make_set, "make an evaluation set from motion capture"),
     "export": (offline.add_export_arguments, offline.run_export, "export a checkpoint to a model bundle"),

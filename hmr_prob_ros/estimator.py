@@ -14,7 +14,7 @@ import numpy as np
 from .bundle import Bundle, BundleError
 from .camera import Camera, condition
 from .detectors import PoseDetector, make_detector
-from .engines import Engine, EngineError, make_engine
+from .engines import DeviceError, Engine, EngineError, make_engine
 from .hypotheses import HypothesisError, HypothesisSet, Person2D
 from .quantize import quantize
 from .skeleton import JOINT_KEYPOINTS
@@ -39,6 +39,13 @@ _SAMPLES = {  # field of HypothesisSet: output of the graph to choose modes from
     "joints": "sample_joints",
     "keypoints3d": "sample_keypoints",
 }
+
+_MOST = max(map(len, JOINT_KEYPOINTS))
+_SHOW = np.array([(*points, *points[:1] * (_MOST - len(points))) for points in JOINT_KEYPOINTS])
+"""(24, most) keypoints that show each joint, the first one repeated where there are fewer."""
+
+_USUAL = 8
+"""People for whom an engine that is slow at first is prepared."""
 
 
 def draw_latents(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -66,6 +73,7 @@ class Estimator:
         bundle: a loaded bundle, the folder of one, or None for the shipped one.
         detector: name of a 2D detector, a detector, or None where keypoints come from elsewhere (:meth:`infer`).
         engine: name of an engine, or an engine that already holds the bundle's graph.
+        precision: of an engine that is given by its name: ``fp32``, or what else it can do.
         samples: N, bodies drawn for each person; the first is the latent zero.
         modes: n, weighted bodies that the samples are summed up in.
         seed: of the latents. They are drawn once, so that the same frame gives the same answer and a still person
@@ -96,6 +104,7 @@ class Estimator:
         keep_samples: bool = False,
         threads: int = 0,
         tracker: Tracker | None = None,
+        precision: str = "fp32",
     ) -> None:
         if samples < 1 or modes < 1:
             raise ValueError(f"samples ({samples}) and modes ({modes}) must be at least 1")
@@ -106,7 +115,9 @@ class Estimator:
             )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.engine = (
-            make_engine(engine, self.bundle.model_path, threads=threads) if isinstance(engine, str) else engine
+            make_engine(engine, self.bundle.model_path, threads=threads, precision=precision)
+            if isinstance(engine, str)
+            else engine
         )
         self.samples = samples
         self.modes = modes
@@ -117,22 +128,53 @@ class Estimator:
         self._graph_modes = modes == self.bundle.num_modes and self._drawn == samples
         self._latents = draw_latents(self._drawn, self.bundle.latent_size, seed)[None]
         self.timings: dict[str, float] = {}
-        """Milliseconds that each stage of the last frame took."""
+        """Milliseconds that each stage of the last call took; threads that call at the same time pass dicts instead."""
         try:
-            self._run([np.zeros((23, 3), np.float32)], [np.array([0, 0, 0.5], np.float32)])  # engines are slow at first
+            self.engine.run(self._unseen(1), self._wanted())  # engines are slow at first
+        except DeviceError:
+            raise  # the bundle is not to blame
         except EngineError as error:
             raise BundleError(
                 f"{self.bundle.path} does not fit this package ({error}): export it again with `hmr-prob export`"
             ) from error
         self.detector = make_detector(detector) if isinstance(detector, str) else detector
         self.tracker = tracker if tracker is not None else Tracker()
+        if (warm_up := getattr(self.engine, "warm_up", None)) is not None:
+            most = _USUAL if self.detector is None else min(self.detector.max_people, _USUAL)
+            warm_up([self._unseen(count) for count in range(1, most + 1)], self._wanted())
 
     def __call__(self, image: np.ndarray, camera: Camera | None = None) -> list[HypothesisSet]:
-        """What every person in a frame may be doing.
+        """What every person in a frame may be doing: :meth:`detect`, then :meth:`infer`.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             camera: intrinsics of the image; None guesses the focal length, and then distances are a guess too.
+
+        Raises:
+            ValueError: the frame is no colour image, or the camera is for another image size.
+        """
+        timings: dict[str, float] = {}
+        start = time.perf_counter()
+        people = self.detect(image, camera, timings)
+        if camera is None:
+            camera = Camera.guess(image.shape[1], image.shape[0])
+        found = self.infer(people, camera, timings)
+        timings["total"] = 1e3 * (time.perf_counter() - start)
+        self.timings = timings
+        return found
+
+    def detect(
+        self, image: np.ndarray, camera: Camera | None = None, timings: dict[str, float] | None = None
+    ) -> list[Person2D]:
+        """The first half: the people in a frame and who they are.
+
+        It holds all that remembers earlier frames, so frames come in order. The other half may work on an earlier
+        frame in another thread meanwhile.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            camera: what :meth:`infer` will get; only its image size is checked.
+            timings: gets the milliseconds of each stage.
 
         Raises:
             ValueError: the frame is no colour image, or the camera is for another image size.
@@ -143,9 +185,7 @@ class Estimator:
             )
         _check_image(image)
         height, width = image.shape[:2]
-        if camera is None:
-            camera = Camera.guess(width, height)
-        elif (camera.width, camera.height) != (width, height):
+        if camera is not None and (camera.width, camera.height) != (width, height):
             raise ValueError(
                 f"the camera is for {camera.width}x{camera.height} images, the frame has {width}x{height}: "
                 f"use camera.scaled({width}, {height}) if the frame was resized"
@@ -154,31 +194,29 @@ class Estimator:
         people = self.detector.detect(image)
         detected = time.perf_counter()
         people = self.tracker.update(people)
-        tracked = time.perf_counter()
-        found = self.infer(people, camera)
-        self.timings = {
-            "detect": 1e3 * (detected - start),
-            "track": 1e3 * (tracked - detected),
-            **self.timings,
-            "total": 1e3 * (time.perf_counter() - start),
-        }
-        return found
+        took = {"detect": 1e3 * (detected - start), "track": 1e3 * (time.perf_counter() - detected)}
+        self._note(took, timings)
+        return people
 
-    def infer(self, people: list[Person2D], camera: Camera) -> list[HypothesisSet]:
-        """Hypotheses for people whose keypoints are known, all in one engine call.
+    def infer(
+        self, people: list[Person2D], camera: Camera, timings: dict[str, float] | None = None
+    ) -> list[HypothesisSet]:
+        """The second half: hypotheses for people whose keypoints are known, all in one engine call.
 
         People of whom too little is seen to place a crop (``camera.condition``) are left out, and so is anyone for
-        whom the engine gives a number that is not finite: a planner must never get one.
+        whom the engine gives a number that is not finite: a planner must never get one. ``timings`` gets the
+        milliseconds of each stage.
         """
         start = time.perf_counter()
         seen = [(person, given) for person in people if (given := condition(person.keypoints, camera)) is not None]
         conditioned = time.perf_counter()
         outputs = self._run([given[0] for _, given in seen], [given[1] for _, given in seen]) if seen else {}
         ran = time.perf_counter()
+        finite = all(np.isfinite(value).all() for value in outputs.values())
         found: list[HypothesisSet] = []
         for index, (person, (keypoints, _)) in enumerate(seen):
             one = {name: value[index] for name, value in outputs.items()}
-            bad = sorted(name for name, value in one.items() if not np.isfinite(value).all())
+            bad = [] if finite else sorted(name for name, value in one.items() if not np.isfinite(value).all())
             if bad:
                 logger.error(
                     "person %d dropped: the bundle %s gave numbers that are not finite in %s",
@@ -193,12 +231,18 @@ class Estimator:
                 logger.error(
                     "person %d dropped: the bundle %s gave no valid hypotheses: %s", person.id, self.bundle.path, error
                 )
-        self.timings = {
+        took = {
             "condition": 1e3 * (conditioned - start),
             "infer": 1e3 * (ran - conditioned),
             "assemble": 1e3 * (time.perf_counter() - ran),
         }
+        self._note(took, timings)
         return found
+
+    def _note(self, took: dict[str, float], timings: dict[str, float] | None) -> None:
+        self.timings = took
+        if timings is not None:
+            timings.update(took)
 
     def reset(self) -> None:
         """Forget the people of earlier frames (another clip begins)."""
@@ -219,8 +263,8 @@ class Estimator:
     ) -> None:
         self.close()
 
-    def _run(self, keypoints: list[np.ndarray], boxes: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The graph's outputs for B people, only those that are needed."""
+    def _wanted(self) -> list[str]:
+        """Those outputs of the graph that are needed."""
         wanted = ["mean", "covariance"] if self._drawn == self.samples else []
         if self._graph_modes:
             wanted += _MODES.values()
@@ -228,12 +272,20 @@ class Estimator:
             wanted += _SAMPLES.values()
         if self.keep_samples or self._drawn != self.samples:
             wanted += ["sample_joints", "sample_keypoints"]
-        inputs = {
-            "keypoints": np.stack(keypoints),
-            "box": np.stack(boxes),
-            "latents": np.repeat(self._latents, len(boxes), axis=0),
-        }
-        outputs = self.engine.run(inputs, outputs=list(dict.fromkeys(wanted)))
+        return list(dict.fromkeys(wanted))
+
+    def _inputs(self, keypoints: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
+        """The graph's inputs for B people: (B, 23, 3), (B, 3)."""
+        return {"keypoints": keypoints, "box": boxes, "latents": np.repeat(self._latents, len(boxes), axis=0)}
+
+    def _unseen(self, count: int) -> dict[str, np.ndarray]:
+        """Inputs for people of whom nothing is seen, to try the engine with."""
+        box = np.array([0, 0, 0.5], np.float32)
+        return self._inputs(np.zeros((count, 23, 3), np.float32), np.repeat(box[None], count, axis=0))
+
+    def _run(self, keypoints: list[np.ndarray], boxes: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The graph's outputs for B people, only those that are needed."""
+        outputs = self.engine.run(self._inputs(np.stack(keypoints), np.stack(boxes)), outputs=self._wanted())
         if self._drawn != self.samples:
             outputs = {k: v[:, : self.samples] if k.startswith("sample_") else v for k, v in outputs.items()}
             joints = outputs["sample_joints"]
@@ -259,7 +311,7 @@ class Estimator:
             keypoints=person.keypoints,
             mean=one["mean"],
             covariance=one["covariance"],
-            visibility=np.array([confidence[list(points)].max() for points in JOINT_KEYPOINTS], dtype=np.float32),
+            visibility=confidence[_SHOW].max(axis=1),
             samples=one["sample_joints"] if self.keep_samples else None,
             samples_keypoints3d=one["sample_keypoints"] if self.keep_samples else None,
             **modes,

@@ -29,13 +29,15 @@ ARGUMENTS = (
     ("rviz", "auto", "show RViz: true, false, or auto (where it is installed)"),
     ("rviz_config", os.path.join(SHARE, "rviz", "human.rviz"), "view that RViz opens"),
     ("image_topic", "/camera/image_raw", "raw image of a camera that runs already (with input:=none)"),
-    ("detector", "mediapipe", "mediapipe (one person), rtmlib (several people) or topic (keypoints of another node)"),
+    ("detector", "mediapipe", "mediapipe (one person), blazepose or rtmlib (several), topic (of another node)"),
     ("bundle", "", "folder of a model bundle; empty: the one in the package"),
+    ("engine", "", "what runs the model: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt or auto"),
+    ("precision", "", "of the engine: fp32, or on a GPU tf32 or fp16"),
     ("samples", "", "bodies drawn for each person; empty: 100"),
     ("modes", "", "weighted bodies published for each person; empty: 10"),
     ("image_profile", "true", "use the package's Fast DDS profile for images (see estimator.launch.py)"),
 )
-PASSED_ON = ("detector", "bundle", "samples", "modes", "image_profile")
+PASSED_ON = ("detector", "bundle", "engine", "precision", "samples", "modes", "image_profile")
 
 
 def _actions(context: LaunchContext) -> list:

@@ -20,7 +20,7 @@ import pytest
 from hmr_prob_ros import Bundle, Camera, Estimator, Person2D
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.bundle import BundleError
-from hmr_prob_ros.engines import Engine
+from hmr_prob_ros.engines import DeviceError, Engine
 from hmr_prob_ros.estimator import draw_latents
 from hmr_prob_ros.skeleton import JOINT_KEYPOINTS, JOINT_NAMES
 
@@ -221,6 +221,47 @@ def test_numbers_that_are_not_finite_are_never_passed_on(
     assert [person.id for person in found] == [2]
     assert "person 1 dropped" in caplog.text
     assert "covariance" in caplog.text
+
+
+class Moody(Faulty):
+    """A device that fails at the calls of these numbers, and wants to be warmed up."""
+
+    def __init__(self, engine: Engine, at: set[int]) -> None:
+        super().__init__(engine)
+        self.at, self.shapes, self.warm = at, [], []
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        self.shapes.append(inputs["latents"].shape)
+        if len(self.shapes) - 1 in self.at:
+            raise DeviceError("the GPU has not enough memory")
+        return self.engine.run(inputs, outputs)
+
+    def warm_up(self, calls: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None = None) -> None:
+        self.warm = [({name: value.shape for name, value in call.items()}, outputs) for call in calls]
+        for call in calls:
+            self.run(call, outputs)
+
+
+def test_a_slow_engine_is_prepared_for_the_shapes_of_frames(estimator: Estimator, bundle: Bundle, body: Body) -> None:
+    engine = Moody(estimator.engine, {10})
+    moody = Estimator(bundle, detector=None, engine=engine)
+    assert [shapes["keypoints"] for shapes, _ in engine.warm] == [(count, 23, 3) for count in range(1, 9)]
+    prepared = {(tuple(shapes.items()), tuple(wanted)) for shapes, wanted in engine.warm}
+    calls: list[Any] = []
+    run = engine.run
+    engine.run = lambda inputs, outputs=None: calls.append((inputs, outputs)) or run(inputs, outputs)  # type: ignore
+    assert len(moody.infer([standing(body), standing(body)], CAMERA)) == 2
+    ((inputs, outputs),) = calls
+    assert (tuple((name, value.shape) for name, value in inputs.items()), tuple(outputs)) in prepared
+    # A frame that the device fails at is an error, the next one is as ever.
+    with pytest.raises(DeviceError, match="not enough memory"):
+        moody.infer([standing(body)], CAMERA)
+    assert len(moody.infer([standing(body)], CAMERA)) == 1
+
+
+def test_a_failing_device_is_not_blamed_on_the_bundle(estimator: Estimator, bundle: Bundle) -> None:
+    with pytest.raises(DeviceError, match="not enough memory"):
+        Estimator(bundle, detector=None, engine=Moody(estimator.engine, {0}))
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:

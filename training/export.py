@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..body import Body
 from ..bundle import FORMAT, VERSION, Bundle, save_bundle
 from ..engines import make_engine
+from ..engines.tensorrt_operators import OPERATORS, unsupported
 from ..skeleton import JOINT_NAMES, KEYPOINT_NAMES, NUM_KEYPOINTS
 from .body import TorchBody
 from .graph import OUTPUTS, DensityGraph, PosteriorGraph
@@ -75,7 +76,8 @@ class RegressorGraph(nn.Module):
 
 
 def check_operators(model: onnx.ModelProto) -> None:
-    """Raises ExportError if a graph holds an operator that is not in ``PLAIN_OPERATORS``."""
+    """Raises ExportError if a graph holds an operator that is not in ``PLAIN_OPERATORS``, or that TensorRT's parser
+    does not take with these types."""
     found = {node.op_type for node in model.graph.node}
     strange = sorted(found - PLAIN_OPERATORS)
     if strange or model.functions:
@@ -83,6 +85,9 @@ def check_operators(model: onnx.ModelProto) -> None:
             f"the graph holds operators that not every runtime takes: {', '.join(strange) or 'local functions'}; "
             "write the model without boolean masks, fancy indexing and data-dependent shapes"
         )
+    for version in OPERATORS:
+        if missing := unsupported(model, version):
+            raise ExportError(f"TensorRT {version} would not take the graph: {'; '.join(missing[:5])}")
 
 
 def _name_outputs(graph: onnx.GraphProto) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import CommandError, natural, positive, positive_number, write_json
+from ..engines import CPU, ENGINES, PRECISIONS, engine_or_fallback
 
 if TYPE_CHECKING:
     from ..estimator import Estimator
@@ -27,7 +28,7 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that :func:`make_estimator` reads."""
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the shipped one)")
     parser.add_argument(
-        "--detector", default="mediapipe", help="2D detector: mediapipe or rtmlib (default: %(default)s)"
+        "--detector", default="mediapipe", help="2D detector: mediapipe, blazepose or rtmlib (default: %(default)s)"
     )
     parser.add_argument(
         "--detector-option",
@@ -43,6 +44,15 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes", type=positive, default=10, metavar="n", help="weighted bodies kept (default: %(default)s)"
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the latents (default: %(default)s)")
+    parser.add_argument(
+        "--engine",
+        choices=(*ENGINES, "auto"),
+        default=CPU,
+        help="what runs the model; where it cannot run, the CPU does (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of the engine, on a GPU (default: %(default)s)"
+    )
     parser.add_argument(
         "--threads", type=natural, default=0, help="of the engine, 0 for its own choice (default: %(default)s)"
     )
@@ -81,12 +91,15 @@ def make_estimator(arguments: argparse.Namespace, **more: Any) -> Estimator:
             raise CommandError(f"--detector-option {text!r}: {value!r} is not YAML") from error
     bundle = Bundle.load(arguments.bundle)  # before the detector: it loads faster and fails more often
     detector = make_detector(arguments.detector, **options)
+    engine = engine_or_fallback(
+        arguments.engine, bundle.model_path, threads=arguments.threads, precision=arguments.precision
+    )
     return Estimator(
         bundle,
         detector,
+        engine,
         samples=arguments.samples,
         modes=arguments.modes,
         seed=arguments.seed,
-        threads=arguments.threads,
         **more,
     )

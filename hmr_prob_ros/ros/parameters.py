@@ -53,6 +53,7 @@ class Settings:
     detector: str
     detector_options: str
     engine: str
+    precision: str
     engine_threads: int
     samples: int
     modes: int
@@ -60,6 +61,7 @@ class Settings:
     max_people: int
     min_score: float
     max_rate: float
+    pipeline: bool
     camera_fov: float
     publish_uncertainty: bool
     publish_markers: bool
@@ -127,12 +129,18 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "detector",
         "mediapipe",
-        "2D detector: mediapipe (one person), rtmlib (several people), or topic (keypoints from another node).",
+        "2D detector: mediapipe (one person), blazepose or rtmlib (several), or topic (keypoints from another node).",
     ),
     Parameter(
         "detector_options", "{}", "Options of the detector as a YAML mapping, for example '{min_detection: 0.5}'."
     ),
-    Parameter("engine", "onnxruntime", "What runs the model: onnxruntime."),
+    Parameter(
+        "engine",
+        "onnxruntime",
+        "What runs the model: onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, or auto (tensorrt "
+        "where it can run); where it cannot run, the CPU does, and the log says why.",
+    ),
+    Parameter("precision", "fp32", "What the engine computes in: fp32, or on a GPU tf32 or fp16."),
     Parameter("engine_threads", 0, "Threads of the engine; 0: its own choice.", 0, 64),
     Parameter("samples", 100, "Bodies drawn from the posterior of every person.", 1, 4096),
     Parameter("modes", 10, "Weighted bodies that the samples are reduced to and that are published.", 1, 100),
@@ -142,6 +150,11 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("max_people", 8, "Largest number of people in a frame; the surest ones are kept.", 1, 64, live=True),
     Parameter("min_score", 0.2, "People with a lower detection score are left out, 0 to 1.", 0.0, 1.0, live=True),
     Parameter("max_rate", 0.0, "Largest number of frames a second that are worked on; 0: all.", 0.0, 1000.0, live=True),
+    Parameter(
+        "pipeline",
+        True,
+        "Detect in one frame while the hypotheses of the frame before are made; false: one after the other.",
+    ),
     Parameter(
         "camera_fov",
         0.0,
