@@ -129,8 +129,8 @@ class Client:
 
     def spin_until(self, done: Callable[[], Any], timeout: float = 20) -> bool:
         end = time.monotonic() + timeout
-        while not (found := done()) and time.monotonic() < end:
-            self.executor.spin_once(timeout_sec=0.05)
+        while not (found := done()) and (left := end - time.monotonic()) > 0:
+            self.executor.spin_once(timeout_sec=min(0.05, left))
         return bool(found)
 
     def header(self) -> Header:

@@ -27,6 +27,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
 
+from hmr_prob_ros.engines import unavailable
 from hmr_prob_ros.hypotheses import Person2D
 from hmr_prob_ros.ros.conversions import hypotheses_from_msg, people_to_msg
 from hmr_prob_ros.ros.images import camera_to_info, image_to_rgb, rgb_to_image
@@ -277,9 +278,14 @@ def test_sigint_ends_the_node_without_a_word(node: Process) -> None:
 
 
 def test_keypoints_of_another_node(domain: int, client: Client, tmp_path: Path) -> None:
-    process = Process(tmp_path, domain, "--ros-args", *bundle_arguments(), "-p", "detector:=topic", "-p", "modes:=5")
+    # An engine that may be missing: the node says so in one line and goes on with the CPU.
+    options = ["detector:=topic", "modes:=5", "engine:=onnxruntime-cuda", "precision:=fp16"]
+    parameters = [word for option in options for word in ("-p", option)]
+    process = Process(tmp_path, domain, "--ros-args", *bundle_arguments(), *parameters)
     try:
         process.wait_for("ready")
+        if unavailable("onnxruntime-cuda"):
+            assert process.text.count("onnxruntime on the CPU (fp32) takes its place") == 1
         assert client.spin_until(client.keypoints.get_subscription_count)
         assert client.spin_until(lambda: client.info.get_subscription_count() == 1)
         client.spin_until(lambda: False, 0.5)
@@ -312,6 +318,8 @@ def test_keypoints_of_another_node(domain: int, client: Client, tmp_path: Path) 
         (["-p", "samples:=5", "-p", "modes:=10"], "lower modes or raise samples"),
         (["-p", "samples:=0"], "samples must be int between 1 and 4096"),
         (["-p", "detector:=strange"], "strange"),
+        (["-p", "engine:=steam"], "unknown engine 'steam': choose one of onnxruntime,"),
+        (["-p", "precision:=fp4"], "unknown precision 'fp4': choose one of fp32, tf32, fp16"),
         (["-p", "transport:=pigeon"], "auto, raw or compressed"),
         (["-p", "image_topic:='a topic'"], "Invalid topic name"),
         (["-p", "max_rate:=10"], "float (10.0, not 10)"),

@@ -1,7 +1,7 @@
 """Hypotheses to ROS messages and back.
 
 Numbers stay in flat ``float32`` fields: a numpy array of the right size is assigned in one step, while nested
-messages cost one Python object per element.
+messages cost one Python object per element. The node itself writes no objects at all, see :mod:`.cdr`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from builtin_interfaces.msg import Time
+from rclpy.serialization import deserialize_message
 from rclpy.type_support import check_for_type_support
+from rclpy.utilities import get_rmw_implementation_identifier
 from std_msgs.msg import Header
 
 from hmr_prob_ros.msg import (
@@ -25,6 +28,7 @@ from hmr_prob_ros.msg import (
 
 from ..hypotheses import HypothesisSet, Person2D
 from ..skeleton import JOINT_NAMES, NUM_JOINTS, NUM_KEYPOINTS
+from .cdr import serialize_people
 
 __all__ = [
     "hypotheses_from_msg",
@@ -32,11 +36,14 @@ __all__ = [
     "load_type_support",
     "people_from_msg",
     "people_to_msg",
+    "people_to_msgs",
+    "plain_cdr_trouble",
     "stamp_to_nanoseconds",
     "uncertainty_to_msg",
 ]
 
 _NAMES = list(JOINT_NAMES)
+_PLAIN_CDR = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp", "rmw_cyclonedds_cpp")
 
 
 def load_type_support(message: type) -> None:
@@ -47,6 +54,29 @@ def load_type_support(message: type) -> None:
 def stamp_to_nanoseconds(stamp: object) -> int:
     """``builtin_interfaces/Time`` -> nanoseconds."""
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)  # type: ignore[attr-defined]
+
+
+def plain_cdr_trouble() -> str:
+    """Why messages cannot be written and read with :mod:`.cdr` here, "" where they can: proved on a small message."""
+    name = get_rmw_implementation_identifier()
+    if name not in _PLAIN_CDR:
+        return f"{name} is not known to send plain CDR"
+    rng = np.random.default_rng(0)
+    shapes = {
+        "box": (4,), "keypoints": (23, 3), "log_density": (1,), "rotations": (1, 24, 3, 3), "betas": (1, 10),
+        "translation": (1, 3), "joints": (1, 24, 3), "keypoints3d": (1, 23, 3), "mean": (24, 3),
+        "covariance": (24, 3, 3), "visibility": (24,),
+    }  # fmt: skip
+    arrays = {name: rng.uniform(size=shape) for name, shape in shapes.items()}
+    people = [HypothesisSet(id=7, score=0.5, weights=np.ones(1), **arrays)]
+    header = Header(stamp=Time(sec=1, nanosec=2), frame_id="odd")
+    written = serialize_people(people, header, bundle="bundle", body_hash="hash")
+    wanted = people_to_msgs(people, header, bundle="bundle", body_hash="hash")
+    try:
+        same = all(deserialize_message(data, type(msg)) == msg for data, msg in zip(written, wanted, strict=True))
+    except Exception as error:  # rclpy raises what its middleware raises
+        return f"{name} cannot read it ({error})"
+    return "" if same else f"{name} reads it otherwise; the messages may have been built from other .msg files"
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
@@ -106,6 +136,21 @@ def uncertainty_to_msg(
             HumanUncertainty(id=int(person.id), score=float(person.score), joints=_joint_uncertainty(person))
         )
     return array
+
+
+def people_to_msgs(
+    people: Sequence[HypothesisSet],
+    header: Header,
+    *,
+    camera_known: bool = True,
+    bundle: str = "",
+    body_hash: str = "",
+) -> tuple[HumanHypothesesArray, HumanUncertaintyArray]:
+    """Both messages of one image, as ``cdr.serialize_people`` writes them without objects."""
+    return (
+        hypotheses_to_msg(people, header, camera_known=camera_known, bundle=bundle, body_hash=body_hash),
+        uncertainty_to_msg(people, header, camera_known=camera_known),
+    )
 
 
 def hypotheses_from_msg(array: HumanHypothesesArray) -> list[HypothesisSet]:

@@ -1,7 +1,8 @@
 """The estimator node (``hmr-prob-node``): camera images in, hypotheses out.
 
-The executor's thread only stores the newest frame; one worker thread takes it, so that a slow frame makes the node
-drop frames and never lag behind the camera.
+The executor's thread only stores the newest frame. One thread finds the people in it, another one makes their
+hypotheses and publishes them, so that both work at the same time; a slow frame makes the node drop frames and never
+lag behind the camera.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import rclpy
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import InvalidTopicNameException
@@ -32,20 +34,47 @@ from ..bundle import Bundle
 from ..camera import Camera, CameraError
 from ..detectors import make_detector
 from ..drawing import draw_overlay
+from ..engines import EngineError, engine_or_fallback
 from ..estimator import Estimator
-from ..hypotheses import HypothesisError, HypothesisSet
-from .conversions import hypotheses_to_msg, people_from_msg, stamp_to_nanoseconds, uncertainty_to_msg
+from ..hypotheses import HypothesisError, HypothesisSet, Person2D
+from .cameras import CameraInfos
+from .cdr import peek_stamp, read_image, serialize_people
+from .conversions import people_from_msg, people_to_msgs, plain_cdr_trouble, stamp_to_nanoseconds
 from .fastdds import remove_broken_segments
-from .images import CameraInfoError, ImageError, camera_from_info, compressed_to_rgb, image_to_rgb, rgb_to_image
+from .images import CameraInfoError, ImageError, compressed_to_rgb, image_to_rgb, rgb_to_image
 from .markers import MarkerBuilder
 from .parameters import LIVE, PARAMETERS, Settings, declare
+from .pipeline import Pipeline
 from .statistics import Statistics
 
 __all__ = ["EstimatorNode", "main"]
 
 _SAY_AGAIN = 5.0  # seconds between two equal complaints
 _JUMP_BACK = 100_000_000  # ns: a stamp this far back is a new run of the clip, a smaller step back is disorder
-_INFOS = 16  # camera infos kept to find the one with the image's stamp
+_EXPECTED = (ImageError, HypothesisError, CameraError, CameraInfoError, EngineError)
+
+
+class _Arrival(NamedTuple):
+    """What came from a camera or from a detector in another node."""
+
+    stamp: int
+    """Nanoseconds."""
+    message: bytes | Image | CompressedImage | PoseKeypointsArray
+
+
+@dataclass
+class _Frame:
+    """What the first stage hands to the second one."""
+
+    header: Header
+    stamp: int
+    image: np.ndarray | None
+    camera: Camera
+    people: list[Person2D]
+    stages: dict[str, float]
+    """Milliseconds."""
+    started: float
+    passed_on: float
 
 
 class EstimatorNode(Node):
@@ -67,15 +96,15 @@ class EstimatorNode(Node):
 
         self._statistics = Statistics()
         self._said: dict[str, float] = {}
-        self._infos: dict[int, CameraInfo] = {}
-        self._info: CameraInfo | None = None
-        self._camera_cache: tuple[CameraInfo, tuple[int, int], Camera] | None = None
+        self._infos = CameraInfos(self.settings.topics()[2], self._complain, self.get_logger().warning)
         self._last_stamp: int | None = None
         self._frame_id = ""
         self._shape: tuple[int, ...] | None = None
-        self._slot: Any = None
-        self._wake = threading.Condition()
-        self._stop = False
+        self._closing = False
+        trouble = plain_cdr_trouble()
+        if trouble:
+            self.get_logger().info(f"messages go through Python objects, about a millisecond a frame: {trouble}")
+        self._plain_cdr = not trouble
         self._builder = MarkerBuilder(self.settings.marker_lifetime)
 
         reliable = QoSProfile(depth=10)
@@ -90,23 +119,40 @@ class EstimatorNode(Node):
         # What lives now lives for good: without it a full collection in the middle of a frame costs up to 50 ms.
         gc.collect()
         gc.freeze()
-        self._worker = threading.Thread(target=self._work, name="estimator", daemon=True)
-        self._worker.start()
+        # Whatever remembers earlier frames (tracker, detector, order of stamps) belongs to the first stage alone, so
+        # resets need not travel; the second stage gets its frames in the order of the first.
+        self._pipeline: Pipeline[_Arrival, _Frame] = Pipeline(
+            self._detect,
+            self._infer,
+            failed=self._failed,
+            dropped=self._statistics.drop,
+            refuse=_is_twin,
+            period=self._period,
+            names=("detect", "infer"),
+            threads=2 if self.settings.pipeline else 1,
+        )
 
     def _make_estimator(self, settings: Settings) -> Estimator:
         options = settings.options()
-        if settings.detector == "rtmlib":
+        if settings.detector in ("blazepose", "rtmlib"):
             options.setdefault("max_people", settings.max_people)  # each person costs it a run of its network
         bundle = Bundle.load(settings.bundle or None)  # before the detector: it loads faster and fails more often
         detector = None if settings.detector == "topic" else make_detector(settings.detector, **options)
+        # An engine that has to be built is built here, and none is ever built for a frame.
+        engine = engine_or_fallback(
+            settings.engine,
+            bundle.model_path,
+            self.get_logger().warning,
+            threads=settings.engine_threads,
+            precision=settings.precision,
+        )
         return Estimator(
             bundle,
             detector=detector,
-            engine=settings.engine,
+            engine=engine,
             samples=settings.samples,
             modes=settings.modes,
             seed=settings.seed,
-            threads=settings.engine_threads,
         )
 
     def _warm_up(self) -> None:
@@ -119,7 +165,7 @@ class EstimatorNode(Node):
         # Newest frame only: best effort takes what any camera driver offers, depth 1 keeps no queue.
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
         raw, compressed, info = self.settings.topics()
-        self.create_subscription(CameraInfo, info, self._on_info, qos_profile_sensor_data)
+        self.create_subscription(CameraInfo, info, self._infos.add, qos_profile_sensor_data)
         if self._from_keypoints:
             inputs = [self.settings.keypoints_topic]
             self.create_subscription(PoseKeypointsArray, inputs[0], self._store, newest)
@@ -127,7 +173,8 @@ class EstimatorNode(Node):
             inputs = []
             if self.settings.transport in ("auto", "raw"):
                 inputs.append(raw)
-                self.create_subscription(Image, raw, self._store, newest)
+                take = self._store_bytes if self._plain_cdr else self._store
+                self.create_subscription(Image, raw, take, newest, raw=self._plain_cdr)
             if self.settings.transport in ("auto", "compressed"):
                 inputs.append(compressed)
                 self.create_subscription(CompressedImage, compressed, self._store, newest)
@@ -142,22 +189,21 @@ class EstimatorNode(Node):
 
     # executor's thread ------------------------------------------------------------------------------------------
 
-    def _on_info(self, info: CameraInfo) -> None:
-        self._info = info
-        self._infos[stamp_to_nanoseconds(info.header.stamp)] = info
-        while len(self._infos) > _INFOS:
-            self._infos.pop(next(iter(self._infos)))
-
     def _store(self, msg: Any) -> None:
-        with self._wake:
-            if self._slot is not None:
-                # The compressed twin of a waiting raw frame is not a frame of its own.
-                if type(msg) is not type(self._slot) and msg.header.stamp == self._slot.header.stamp:
-                    return
-                self._statistics.count("dropped")
+        self._put(_Arrival(stamp_to_nanoseconds(msg.header.stamp), msg))
+
+    def _store_bytes(self, data: bytes) -> None:
+        try:
+            stamp = stamp_to_nanoseconds(peek_stamp(data))
+        except ImageError as error:
             self._statistics.count("received")
-            self._slot = msg
-            self._wake.notify()
+            self._failed(error)
+        else:
+            self._put(_Arrival(stamp, data))
+
+    def _put(self, arrival: _Arrival) -> None:
+        if self._pipeline.put(arrival):
+            self._statistics.count("received")
 
     def _diagnose(self) -> None:
         about = {
@@ -178,33 +224,13 @@ class EstimatorNode(Node):
                 setattr(self.settings, parameter.name, parameter.value)
         return SetParametersResult(successful=True)
 
-    # worker's thread --------------------------------------------------------------------------------------------
+    # thread of either stage -------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        next_due = 0.0
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._slot is not None or self._stop)
-                wait = next_due - time.monotonic()
-                if wait > 0 and not self._stop:  # meanwhile a newer frame may take the place of this one
-                    self._wake.wait_for(lambda: self._stop, timeout=wait)
-                if self._stop:
-                    return
-                msg, self._slot = self._slot, None
-            if self.settings.max_rate > 0:
-                next_due = max(next_due, time.monotonic() - 0.5 / self.settings.max_rate) + 1 / self.settings.max_rate
-            self._try(msg)
-
-    def _try(self, msg: Any) -> None:
-        try:
-            self._process(msg)
-        except (ImageError, HypothesisError, CameraError, CameraInfoError) as error:
-            self._fail(str(error))
-        except Exception as error:  # a frame that breaks a library must not end the node
-            if not self._stop and self.context.ok():
-                self._fail(f"frame dropped, {type(error).__name__}: {error}")
-
-    def _fail(self, text: str) -> None:
+    def _failed(self, error: Exception) -> None:
+        """A frame is lost, and only that."""
+        if self._closing or not self.context.ok():
+            return
+        text = str(error) if isinstance(error, _EXPECTED) else f"frame dropped, {type(error).__name__}: {error}"
         self._statistics.fail(text)
         self._complain(text)
 
@@ -217,46 +243,38 @@ class EstimatorNode(Node):
             self._said[text] = now
             self.get_logger().error(text)
 
-    def _process(self, msg: Any) -> None:
-        start = time.perf_counter()
-        stamp = stamp_to_nanoseconds(msg.header.stamp)
+    # thread of the first stage ----------------------------------------------------------------------------------
+
+    def _detect(self, arrival: _Arrival) -> _Frame | None:
+        """Picture or keypoints -> the people in the frame and its camera; None for a frame that comes late."""
+        started = time.perf_counter()
+        stamp, msg = arrival
         if not self._in_order(stamp):
-            return
-        self._frame_id = msg.header.frame_id
+            return None
+        stages: dict[str, float] = {}
         image = None
         if isinstance(msg, PoseKeypointsArray):
+            header = msg.header
             camera = self._camera(stamp, 0, 0)
-            seen = people_from_msg(msg)
-            people = sorted(seen, key=lambda p: -p.score)[: self.settings.max_people]
+            people = sorted(people_from_msg(msg), key=lambda p: -p.score)[: self.settings.max_people]
             if any(p.id < 0 for p in people):
                 people = self.estimator.tracker.update(people)
-            converted = time.perf_counter()
-            found = self.estimator.infer(people, camera)
+            stages["convert"] = 1e3 * (time.perf_counter() - started)
         else:
-            image = compressed_to_rgb(msg) if isinstance(msg, CompressedImage) else image_to_rgb(msg)
+            header, image = _picture(msg)
             if image.shape != self._shape:
                 if self._shape is not None:  # another camera or clip: nobody in it is where somebody was before
                     self.estimator.reset()
                 self._shape = image.shape
             camera = self._camera(stamp, image.shape[1], image.shape[0])
-            converted = time.perf_counter()
-            found = self.estimator(image, camera)
-        found = [person for person in found if person.score >= self.settings.min_score]
-        found = sorted(found, key=lambda p: -p.score)[: self.settings.max_people]
-        stages = {"convert": 1e3 * (converted - start), **self.estimator.timings}
-        before = time.perf_counter()
-        known = not camera.guessed
-        bundle = self.estimator.bundle
-        self._hypotheses_pub.publish(
-            hypotheses_to_msg(found, msg.header, camera_known=known, bundle=bundle.name, body_hash=bundle.body_hash)
-        )
-        latency = (self.get_clock().now().nanoseconds - stamp) * 1e-6
-        if self.settings.publish_uncertainty:
-            self._uncertainty_pub.publish(uncertainty_to_msg(found, msg.header, camera_known=known))
-        stages["publish"] = 1e3 * (time.perf_counter() - before)
-        self._show(image, found, camera, msg.header)
-        stages["total"] = 1e3 * (time.perf_counter() - start)
-        self._statistics.frame(latency, stages, len(found))
+            stages["convert"] = 1e3 * (time.perf_counter() - started)
+            people = self.estimator.detect(image, camera, stages)
+        self._frame_id = header.frame_id
+        return _Frame(header, stamp, image, camera, people, stages, started, time.perf_counter())
+
+    def _period(self) -> float:
+        rate = self.settings.max_rate
+        return 1 / rate if rate > 0 else 0.0
 
     def _in_order(self, stamp: int) -> bool:
         """False for a frame that was seen already or came late; a long way back begins a new run."""
@@ -274,35 +292,36 @@ class EstimatorNode(Node):
         return True
 
     def _camera(self, stamp: int, width: int, height: int) -> Camera:
-        """The camera of the frame with this stamp: its own camera info, else the newest, else a guess."""
-        info = self._infos.get(stamp) or self._info
-        if info is not None:
-            cached = self._camera_cache
-            if cached is not None and cached[1] == (width, height) and _same_optics(cached[0], info):
-                return cached[2]
-            try:
-                camera = camera_from_info(info, width, height)
-                self._camera_cache = (info, (width, height), camera)
-                return camera
-            except (CameraInfoError, CameraError) as error:
-                self._complain(str(error))
-            width, height = width or info.width, height or info.height
-        if not width or not height:
-            raise CameraInfoError(
-                f"keypoints came but no camera info on {self.settings.topics()[2]}: "
-                "without it neither the focal length nor the image size is known"
-            )
-        guess = Camera.guess(width, height)
-        if self.settings.camera_fov > 0:
-            return Camera.from_fov(width, height, self.settings.camera_fov)
-        if "guess" not in self._said:
-            self._said["guess"] = time.monotonic()
-            self.get_logger().warning(
-                f"no usable camera info on {self.settings.topics()[2]}: "
-                f"the focal length is guessed as {guess.fx:.0f} px, so distances are rough; "
-                "publish camera info or set the parameter camera_fov"
-            )
-        return guess
+        return self._infos.camera(stamp, width, height, self.settings.camera_fov)
+
+    # thread of the second stage ---------------------------------------------------------------------------------
+
+    def _infer(self, frame: _Frame) -> None:
+        """The people of a frame -> their hypotheses, published."""
+        stages = frame.stages
+        stages["wait"] = 1e3 * (time.perf_counter() - frame.passed_on)
+        sure = [person for person in frame.people if person.score >= self.settings.min_score]
+        found = self.estimator.infer(sure, frame.camera, stages)
+        found = sorted(found, key=lambda p: -p.score)[: self.settings.max_people]
+        before = time.perf_counter()
+        latency = self._publish(found, frame)
+        stages["publish"] = 1e3 * (time.perf_counter() - before)
+        self._show(frame.image, found, frame.camera, frame.header)
+        stages["total"] = 1e3 * (time.perf_counter() - frame.started)
+        self._statistics.frame(latency, stages, len(found))
+
+    def _publish(self, found: list[HypothesisSet], frame: _Frame) -> float:
+        """Publish the hypotheses, then the uncertainty; milliseconds from the frame's stamp to between the two."""
+        known, bundle = not frame.camera.guessed, self.estimator.bundle
+        write = serialize_people if self._plain_cdr else people_to_msgs
+        hypotheses, uncertainty = write(
+            found, frame.header, camera_known=known, bundle=bundle.name, body_hash=bundle.body_hash
+        )
+        self._hypotheses_pub.publish(hypotheses)
+        latency = (self.get_clock().now().nanoseconds - frame.stamp) * 1e-6
+        if self.settings.publish_uncertainty:
+            self._uncertainty_pub.publish(uncertainty)
+        return latency
 
     def _show(self, image: np.ndarray | None, found: list[HypothesisSet], camera: Camera, header: Header) -> None:
         """Pictures for people, made only while somebody looks."""
@@ -313,25 +332,26 @@ class EstimatorNode(Node):
             self._overlay_pub.publish(picture)
 
     def close(self) -> None:
-        """Stop the worker and give the detector back; call it before ``destroy_node``."""
-        with self._wake:
-            self._stop = True
-            self._wake.notify_all()
-        self._worker.join(timeout=10)
+        """End both stages and give the detector back; call it before ``destroy_node``."""
+        self._closing = True
+        self._pipeline.close()
         self.estimator.close()
 
 
-def _same_optics(a: CameraInfo, b: CameraInfo) -> bool:
-    """Whether two camera infos differ in their stamp only."""
-    if a is b:
-        return True
-    return (
-        (a.width, a.height, a.binning_x, a.binning_y, a.distortion_model)
-        == (b.width, b.height, b.binning_x, b.binning_y, b.distortion_model)
-        and a.roi == b.roi
-        and np.array_equal(a.k, b.k)
-        and np.array_equal(a.d, b.d)
-    )
+def _is_twin(waiting: _Arrival, arrival: _Arrival) -> bool:
+    """The compressed twin of a waiting raw frame, or the other way round, is not a frame of its own."""
+    return waiting.stamp == arrival.stamp and type(waiting.message) is not type(arrival.message)
+
+
+def _picture(msg: bytes | Image | CompressedImage) -> tuple[Header, np.ndarray]:
+    """Header and (H, W, 3) uint8 RGB picture of an image message, a serialised or a compressed one."""
+    if isinstance(msg, CompressedImage):
+        return msg.header, compressed_to_rgb(msg)
+    if not isinstance(msg, bytes):
+        return msg.header, image_to_rgb(msg)
+    raw = read_image(msg)
+    stamp = Time(sec=raw.header.stamp.sec, nanosec=raw.header.stamp.nanosec)
+    return Header(stamp=stamp, frame_id=raw.header.frame_id), image_to_rgb(raw)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

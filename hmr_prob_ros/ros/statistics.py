@@ -17,7 +17,7 @@ STATUS_NAME = "hmr_prob_ros: estimator"
 
 
 class Statistics:
-    """Counts frames and keeps the times of the latest ones; used from the worker thread and the executor.
+    """Counts frames and keeps the times of the latest ones; used from the threads of both stages and the executor.
 
     Args:
         window: number of frames that the percentiles look back on.
@@ -27,15 +27,23 @@ class Statistics:
         self._lock = threading.Lock()
         self._latency: deque[float] = deque(maxlen=window)
         self._stages: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=window))
-        self._counts = {"received": 0, "processed": 0, "dropped": 0, "failed": 0}
+        self._counts = dict.fromkeys(
+            ("received", "processed", "dropped", "dropped_before_detect", "dropped_before_infer", "failed"), 0
+        )
         self._reported = dict(self._counts)
         self._people = 0
         self._error = ""
 
     def count(self, what: str) -> None:
-        """Add one to ``received``, ``dropped`` (replaced by a newer frame) or ``failed``."""
+        """Add one to ``received`` or ``dropped`` (came late)."""
         with self._lock:
             self._counts[what] += 1
+
+    def drop(self, stage: str) -> None:
+        """A newer frame took the place of one that waited for ``detect`` or ``infer``."""
+        with self._lock:
+            self._counts["dropped"] += 1
+            self._counts[f"dropped_before_{stage}"] += 1
 
     def fail(self, text: str) -> None:
         """One frame could not be used."""
