@@ -2,11 +2,12 @@
 # make test        linters and tests (minutes); `make test PYTEST_ARGS="-k flow"` for a part
 # make test-all    the slow tests too: builds the package with pip and colcon in fresh environments
 # make lint        ruff, mypy, import-linter
-# make bench       latency, stage by stage
+# make bench       latency, stage by stage; after `make setup-test` also against other ways (benchmarks/README.md)
 # make setup       only install what the demo needs;  make setup-test: what the tests need
 # make clean       remove what was built; `make distclean` removes the environment too
 #
 # Variables: PYTHON (3.10 to 3.12), VENV, INPUT, OUT, ARGS (more options of `hmr-prob demo` or `bench`),
+# LATENCY_ARGS (more options of benchmarks/latency/run.py),
 # TORCH_INDEX_URL (package index to take torch from, for example one with CPU builds).
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ VENV ?= .venv
 OUT ?= out
 INPUT ?=
 ARGS ?=
+LATENCY_ARGS ?=
 PYTEST_ARGS ?=
 TORCH_INDEX_URL ?=
 
@@ -36,6 +38,11 @@ demo: $(VENV)/.package
 bench: $(VENV)/.package
 	@mkdir -p "$(OUT)"
 	@$(BIN)/hmr-prob bench --json "$(OUT)/bench.json" $(ARGS)
+	@if $(BIN)/python -c 'import matplotlib, nflows, onnx, scipy, sklearn, torch' 2>/dev/null; then \
+	  $(BIN)/python benchmarks/latency/run.py --quick --out "$(OUT)/latency" $(LATENCY_ARGS); \
+	else \
+	  echo "the comparisons of benchmarks/latency need more: make setup-test, then make bench"; \
+	fi
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -287,18 +287,6 @@ def test_the_likelihood_leaves_out_examples_without_rotations(
     assert (part["count"], math.isfinite(part["nll"])) == (4, True)
 
 
-@needs_mediapipe
-def test_bench(photograph: str, tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    assert main(["bench", photograph, "--frames", "5", "--people", "1", "--json", str(out), *WITH_BUNDLE]) == 0
-    result = json.loads(out.read_text())
-    assert result["machine"]["cores"] >= 1
-    for stage in ("detect", "infer", "total"):
-        times = result["stages_ms"][stage]
-        assert 0 < times["p50"] <= times["p90"] <= times["p99"]
-    assert result["posterior_ms"]["1"]["p50"] > 0
-
-
 def test_doctor_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code = main(["doctor", "--json", "-"])
     result = json.loads(capsys.readouterr().out)

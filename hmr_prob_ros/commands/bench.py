@@ -1,25 +1,27 @@
-"""``hmr-prob bench``: milliseconds of every stage on this machine."""
+"""``hmr-prob bench``: what every stage and every setting of the posterior costs on this machine."""
 
 from __future__ import annotations
 
-__all__ = ["add_arguments", "machine", "percentiles", "run"]
+__all__ = ["add_arguments", "run"]
 
 import argparse
-import os
-import platform
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
+import yaml
 
+from ..arguments import positive_number
+from ..benchmark import accuracy as accuracy_of
+from ..benchmark import measure, posterior, stages, work
+from ..benchmark.table import format_result
+from ..bundle import Bundle
 from ..camera import Camera
+from ..detectors import PoseDetector, make_detector
+from ..engines import make_engine
 from ..estimator import Estimator
-from ..hypotheses import Person2D
-from . import CommandError, add_estimator_arguments, check_modes, make_estimator, positive, write_json
+from . import CommandError, add_estimator_arguments, check_modes, positive, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,162 +31,116 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="OUT.JSON", help="write the figures; without a file, to stdout"
     )
-    parser.add_argument("--frames", type=positive, default=100, help="frames that are timed (default: %(default)s)")
+    parser.add_argument("--frames", type=positive, default=100, help="frames and calls that are timed (default: 100)")
     parser.add_argument(
-        "--people", type=positive, nargs="+", default=[1, 2, 4], help="people per posterior call (default: 1 2 4)"
+        "--line-seconds", type=positive_number, default=10.0, help="but no line takes longer than this (default: 10)"
     )
     parser.add_argument(
         "--size", default="640x480", metavar="WxH", help="frames are resized to it (default: %(default)s)"
     )
+    parser.add_argument(
+        "--set", type=Path, metavar="SET.npz", help="people with known bodies: prints the error beside each time"
+    )
+    parser.add_argument("--set-examples", type=positive, default=300, help="of the set, at most (default: 300)")
+    sweeps = parser.add_argument_group("what is varied round the settings below")
+    for name, kind, default, text in (
+        ("--people", positive, [1, 2, 4], "people per call"),
+        ("--sweep-samples", positive, [25, 100, 1024, 4096], "samples N"),
+        ("--sweep-modes", positive, [5, 10, 25], "modes n"),
+        ("--sweep-threads", positive, [1, 2], "threads of the engine"),
+        ("--engines", str, [], "engines; those that cannot run here are named"),
+        ("--detectors", str, [], "detectors, each for the whole line"),
+    ):
+        shown = " ".join(map(str, default)) or ("all that can run" if name == "--engines" else "that of --detector")
+        sweeps.add_argument(name, type=kind, nargs="+", default=default, help=f"{text} (default: {shown})")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
     add_estimator_arguments(parser)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("model name", "model\t")):
-                cpu = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {}
-    for name in (
-        "hmr_prob_ros",
-        "numpy",
-        "opencv-python",
-        "opencv-contrib-python",
-        "opencv-python-headless",
-        "onnxruntime",
-        "mediapipe",
-    ):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+def _detector(name: str, texts: list[str]) -> PoseDetector:
+    """A detector with its options; ``rtmlib.pose=FILE`` is meant for rtmlib alone."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        option, found, value = text.partition("=")
+        if not found or not option:
+            raise CommandError(f"--detector-option {text!r} is not NAME=VALUE")
+        owner, dot, rest = option.partition(".")
+        if dot and owner != name:
             continue
-    return {
-        "cpu": cpu,
-        "cores": cores,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+        try:
+            options[rest if dot else option] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise CommandError(f"--detector-option {text!r}: {value!r} is not YAML") from error
+    return make_detector(name, **options)
 
 
-def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    """p50, p90, p99 and mean, rounded to microseconds."""
-    values = np.asarray(milliseconds)
-    quantiles = {f"p{q}": round(float(np.quantile(values, q / 100)), 3) for q in (50, 90, 99)}
-    return {**quantiles, "mean": round(float(values.mean()), 3)}
-
-
-def _frames(target: str | None, size: tuple[int, int], count: int) -> list[np.ndarray]:
-    """At most ``count`` frames fitted into ``size`` with black borders."""
-    from importlib.util import find_spec
-    from itertools import islice
-
-    import cv2
-
-    from ..sources import open_source
-
-    if target is None:
-        found = find_spec("skimage")
-        if found is None or found.origin is None:
-            raise CommandError(
-                "bench needs a picture with a person: give a video or picture, or `pip install scikit-image`"
-            )
-        target = str(Path(found.origin).parent / "data" / "astronaut.png")
-    with open_source(target) as source:
-        images = [frame.image for frame in islice(source, min(count, 300))]
-    frames = []
-    for image in images:
-        height, width = image.shape[:2]
-        scale = min(size[0] / width, size[1] / height)
-        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        canvas = np.zeros((size[1], size[0], 3), np.uint8)
-        top, left = (size[1] - small.shape[0]) // 2, (size[0] - small.shape[1]) // 2
-        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-        frames.append(canvas)
-    return frames
-
-
-def _posterior(
-    estimator: Estimator, person: Person2D, camera: Camera, people: list[int], rounds: int
-) -> dict[str, Any]:
-    result = {}
-    for count in people:
-        times = []
-        for _ in range(rounds + 3):
-            estimator.infer([person] * count, camera)
-            times.append(sum(estimator.timings.values()))
-        result[str(count)] = percentiles(times[3:])
-    return result
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(v) for v in text.lower().split("x"))
+        if min(width, height) < 32:
+            raise ValueError
+    except ValueError:
+        raise CommandError(f"--size {text!r} is not WxH with sides of at least 32 pixels, like 640x480") from None
+    return width, height
 
 
 def run(arguments: argparse.Namespace) -> int:
     check_modes(arguments)
-    try:
-        width, height = (int(v) for v in arguments.size.lower().split("x"))
-        if min(width, height) < 32:
-            raise ValueError
-    except ValueError:
-        raise CommandError(
-            f"--size {arguments.size!r} is not WxH with sides of at least 32 pixels, like 640x480"
-        ) from None
-    frames = _frames(arguments.input, (width, height), arguments.frames)
-    camera = Camera.guess(width, height)
-    stages: dict[str, list[float]] = {}
-    found = 0
-    with make_estimator(arguments) as estimator:
-        for frame in (frames * 5)[:5]:  # the first calls load and allocate
-            estimator(frame, camera)
-        for index in tqdm(range(arguments.frames), desc="bench", unit="frame", disable=arguments.quiet):
-            found += len(estimator(frames[index % len(frames)], camera))
-            for stage, value in estimator.timings.items():
-                stages.setdefault(stage, []).append(value)
-        people = (
-            next((people for frame in frames if (people := estimator.detector.detect(frame))), None)
-            if estimator.detector
-            else None
-        )
-        if not people or not found:
-            raise CommandError(
-                "no person was found in the frames, so nothing can be timed: give a picture with a person"
-            )
-        result = {
-            "machine": machine(),
-            "when": time.strftime("%Y-%m-%d"),
-            "detector": estimator.detector.name if estimator.detector else "",
-            "engine": estimator.engine.name,
-            "bundle": estimator.bundle.name,
-            "samples": estimator.samples,
-            "modes": estimator.modes,
-            "image": [width, height],
-            "frames": arguments.frames,
-            "people": round(found / arguments.frames, 3),
-            "stages_ms": {stage: percentiles(values) for stage, values in stages.items()},
-            "posterior_ms": _posterior(estimator, people[0], camera, arguments.people, min(arguments.frames, 100)),
-        }
-    if not arguments.quiet:
-        print(_table(result), file=sys.stderr if arguments.json == "-" else sys.stdout)
+    size = _size(arguments.size)
+    about = measure.machine()  # before anything here is load
+    warning = measure.load_warning(about)
+    progress = not arguments.quiet
+    if warning and progress:
+        print(f"WARNING: {warning}", file=sys.stderr)
+    engines, missing = posterior.available_engines(arguments.engines)
+    data = accuracy_of.load_examples(arguments.set, arguments.set_examples)
+    bundle = Bundle.load(arguments.bundle)
+    threads = arguments.threads or min(measure.cores(), 2)
+    frames = stages.read_frames(arguments.input, size, arguments.frames)
+    camera = Camera.guess(*size)
+    engine = make_engine(arguments.engine, bundle.model_path, threads=threads, precision=arguments.precision)
+    people, lines = [], []
+    for name in arguments.detectors or [arguments.detector]:
+        with Estimator(
+            bundle,
+            _detector(name, arguments.detector_option),
+            engine,
+            samples=arguments.samples,
+            modes=arguments.modes,
+            seed=arguments.seed,
+        ) as estimator:
+            people.append(stages.find_person(estimator, frames, camera))
+            estimator.reset()
+            lines.append(stages.stages(estimator, frames, camera, arguments.frames, progress))
+    base = posterior.Line(1, arguments.samples, arguments.modes, threads, arguments.engine, arguments.precision)
+    plan = posterior.plan(
+        base, arguments.people, arguments.sweep_samples, arguments.sweep_modes, arguments.sweep_threads, engines
+    )
+    known = accuracy_of.Accuracy(data)
+    rounds, seconds = arguments.frames, arguments.line_seconds
+    rows, failed = posterior.measure(plan, bundle, people[0], camera, known, rounds, seconds, arguments.seed, progress)
+    few, samples = min(rounds, 30), sorted({*arguments.sweep_samples, arguments.samples})
+    result = {
+        "machine": about,
+        "warning": warning,
+        "when": time.strftime("%Y-%m-%d"),
+        "bundle": bundle.name,
+        "samples": arguments.samples,
+        "modes": arguments.modes,
+        "threads": threads,
+        "image": list(size),
+        "input": arguments.input or "astronaut",
+        "frames": arguments.frames,
+        "detectors": lines,
+        "posterior": rows,
+        "accuracy": None if data is None else {"set": arguments.set.name, "examples": len(data)},
+        "engines_missing": {**missing, **failed},
+        "kmeans": work.kmeans_share(bundle, people[0], camera, samples, threads, rounds),
+        "peak": work.peak(bundle, people[0], camera, samples, sorted({*arguments.sweep_threads}), few),
+        **measure.Meter().summary(),
+    }
+    if progress:
+        print(format_result(result), file=sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.json is not None:
         write_json(result, arguments.json)
     return 0
-
-
-def _table(result: dict[str, Any]) -> str:
-    info = result["machine"]
-    lines = [
-        f"{info['cpu']}, {info['cores']} cores; {result['image'][0]}x{result['image'][1]}, {result['detector']}, "
-        f"{result['engine']}, bundle {result['bundle']}, {result['samples']} samples, {result['modes']} modes",
-        f"{'ms':14}{'p50':>9}{'p90':>9}{'p99':>9}{'mean':>9}",
-    ]
-    rows = list(result["stages_ms"].items()) + [
-        (f"posterior x{n}", value) for n, value in result["posterior_ms"].items()
-    ]
-    return "\n".join(
-        lines + [f"{name:14}" + "".join(f"{v[k]:9.2f}" for k in ("p50", "p90", "p99", "mean")) for name, v in rows]
-    )
