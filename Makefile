@@ -72,7 +72,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.made pyproject.toml tools/install.py
-	@$(BIN)/python tools/install.py build base mediapipe demo
+	@$(BIN)/python tools/install.py build base blazepose demo
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.runtime $(BUILD_FILES)

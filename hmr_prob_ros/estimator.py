@@ -96,7 +96,7 @@ class Estimator:
     def __init__(
         self,
         bundle: Bundle | str | Path | None = None,
-        detector: PoseDetector | str | None = "mediapipe",
+        detector: PoseDetector | str | None = "blazepose",
         engine: Engine | str = "onnxruntime",
         samples: int = 100,
         modes: int = 10,
@@ -181,7 +181,7 @@ class Estimator:
         """
         if self.detector is None:
             raise ValueError(
-                "this estimator has no detector: make it with detector='mediapipe', or call infer(people, camera)"
+                "this estimator has no detector: make it with detector='blazepose', or call infer(people, camera)"
             )
         _check_image(image)
         height, width = image.shape[:2]

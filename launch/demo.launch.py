@@ -29,7 +29,7 @@ ARGUMENTS = (
     ("rviz", "auto", "show RViz: true, false, or auto (where it is installed)"),
     ("rviz_config", os.path.join(SHARE, "rviz", "human.rviz"), "view that RViz opens"),
     ("image_topic", "/camera/image_raw", "raw image of a camera that runs already (with input:=none)"),
-    ("detector", "mediapipe", "mediapipe (one person), blazepose or rtmlib (several), topic (of another node)"),
+    ("detector", "blazepose", "blazepose, mediapipe (one person), rtmlib, or topic (of another node)"),
     ("bundle", "", "folder of a model bundle; empty: the one in the package"),
     ("engine", "", "what runs the model: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt or auto"),
     ("precision", "", "of the engine: fp32, or on a GPU tf32 or fp16"),

@@ -32,7 +32,7 @@ PARAMETERS = (
     ("image_topic", "raw image (sensor_msgs/Image); empty: as in params_file, /camera/image_raw"),
     ("camera_info_topic", "camera info; empty: camera_info beside the image"),
     ("transport", "raw, compressed or auto (both)"),
-    ("detector", "mediapipe (one person), blazepose or rtmlib (several), or topic (another node's keypoints)"),
+    ("detector", "blazepose, mediapipe (one person), rtmlib, or topic (another node's keypoints)"),
     ("bundle", "folder of a model bundle; empty: the one in the package"),
     ("engine", "onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt or auto"),
     ("precision", "fp32, or on a GPU tf32 or fp16"),

@@ -28,8 +28,8 @@ from hmr_prob_ros.skeleton import JOINT_NAMES
 
 BUNDLE = Bundle.load(os.environ.get("HMR_PROB_TEST_BUNDLE")).path
 WITH_BUNDLE = ["--bundle", str(BUNDLE)]
-needs_mediapipe = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("mediapipe") is None, reason="mediapipe is not installed"
+needs_detector = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("ai_edge_litert") is None, reason="ai-edge-litert is not installed"
 )
 
 
@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[0]
 
 
-@needs_mediapipe
+@needs_detector
 def test_estimate_as_a_process(photograph: str, tmp_path: Path) -> None:
     lines, overlay = tmp_path / "deep" / "out.jsonl", tmp_path / "overlay.png"
     command = [sys.executable, "-m", "hmr_prob_ros.cli", "estimate", photograph, "--json", str(lines)]
@@ -96,7 +96,7 @@ def test_estimate_as_a_process(photograph: str, tmp_path: Path) -> None:
     assert "focal length guessed" in done.stderr
 
 
-@needs_mediapipe
+@needs_detector
 def test_estimate_a_clip_with_a_camera(test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "camera.yaml").write_text(
         "image_width: 1280\nimage_height: 720\ndistortion_model: plumb_bob\n"
@@ -118,7 +118,7 @@ def test_estimate_a_clip_with_a_camera(test_data: Path, tmp_path: Path, capsys: 
     assert "another shape" in refused(capsys, "estimate", portrait, *common, "--json", "-")
 
 
-@needs_mediapipe
+@needs_detector
 def test_estimate_a_folder_with_nobody_in_it(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for index, size in enumerate([(120, 160), (160, 120)]):
@@ -291,7 +291,7 @@ def test_doctor_names_everything(capsys: pytest.CaptureFixture[str], monkeypatch
     code = main(["doctor", "--json", "-"])
     result = json.loads(capsys.readouterr().out)
     checks = {check["name"]: check for check in result["checks"]}
-    assert {"numpy", "onnxruntime", "body", "bundle", "posterior", "detector mediapipe", "rclpy", "messages"} <= set(
+    assert {"numpy", "onnxruntime", "body", "bundle", "posterior", "detector blazepose", "rclpy", "messages"} <= set(
         checks
     )
     assert code == (0 if result["ok"] else 1)

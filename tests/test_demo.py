@@ -58,7 +58,7 @@ def bundle() -> str | None:
 
 @pytest.fixture(scope="module")
 def run(picture: Path, bundle: str | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("mediapipe", reason="needs the default detector: pip install mediapipe==0.10.21")
+    pytest.importorskip("ai_edge_litert", reason="needs the default detector: pip install ai-edge-litert")
     pytest.importorskip("av", reason="needs the extra [demo]: pip install av")
     # Two inputs of different size, the second a folder of two pictures: a person, then nobody.
     folder = tmp_path_factory.mktemp("folder")
@@ -78,7 +78,7 @@ def test_summary(run: Path) -> None:
     assert summary["hypotheses_per_person"] == 10
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
     assert {"detect", "infer", "publish"} <= summary["stages_ms"].keys()
-    assert (summary["detector"], summary["samples"]) == ("mediapipe", 100)
+    assert (summary["detector"], summary["samples"]) == ("blazepose", 100)
     table = format_summary(summary)
     assert "32 / " in table
     assert "p99" in table

@@ -44,7 +44,7 @@ def estimator(bundle: Bundle) -> Estimator:
 
 @pytest.fixture(scope="module")
 def full(bundle: Bundle) -> Iterator[Estimator]:
-    pytest.importorskip("mediapipe")
+    pytest.importorskip("ai_edge_litert")
     with Estimator(bundle) as made:
         yield made
 
@@ -298,7 +298,7 @@ def test_runtime_needs_no_torch_and_no_rclpy() -> None:
     code = (
         "import sys, hmr_prob_ros.estimator, hmr_prob_ros.cli, hmr_prob_ros.evaluate\n"
         "from hmr_prob_ros import Estimator\n"
-        "print([m for m in ('torch', 'rclpy', 'scipy', 'mediapipe') if m in sys.modules])"
+        "print([m for m in ('torch', 'rclpy', 'scipy', 'mediapipe', 'ai_edge_litert') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -50,7 +50,7 @@ def client(domain: int) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def node(domain: int, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    pytest.importorskip("mediapipe", reason="needs the default detector: pip install mediapipe==0.10.21")
+    pytest.importorskip("ai_edge_litert", reason="needs the default detector: pip install ai-edge-litert")
     process = Process(tmp_path_factory.mktemp("node"), domain, "--ros-args", *bundle_arguments())
     try:
         process.wait_for("ready")
@@ -225,7 +225,7 @@ def test_diagnostics(alive: Process, client: Client) -> None:
     status = client.got["diagnostics"][-1].status[0]
     values = {v.key: v.value for v in status.values}
     assert status.name == STATUS_NAME
-    assert values["detector"] == "mediapipe"
+    assert values["detector"] == "blazepose"
     assert "onnxruntime" in values["engine"]
     for name in (
         "latency_p50_ms",

@@ -1,6 +1,6 @@
 """Installs what this project needs into the running environment: what ``make`` uses.
 
-    python tools/install.py [--torch-index URL] build base mediapipe demo
+    python tools/install.py [--torch-index URL] build base blazepose demo
 
 The requirements are those of pyproject.toml (``build`` = [build-system] requires, ``base`` = dependencies, any other
 word an extra), but what pip would take literally is made lighter, so that a bare machine is ready in a minute or two:

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--examples", type=int, default=500, help="of the set, at most (default: 500)")
     clip = Path(importlib.import_module("hmr_prob_ros").__file__).parent / "assets" / "demo_clip.mp4"
     add("--clip", type=Path, default=clip, help="video with one person (default: the bundled rendered clip)")
-    add("--detector", default="mediapipe")
+    add("--detector", default="blazepose")
     add("--detectors", nargs="+", default=[], help="of the section stages (default: that of --detector)")
     add("--detector-option", dest="detector_options", type=_pair, nargs="+", default=[], metavar="NAME=VALUE")
     add("--rtmlib", type=_pair, nargs="+", default=[], metavar="NAME=VALUE", help="options of rtmlib, e.g. its weights")

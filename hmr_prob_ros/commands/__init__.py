@@ -28,7 +28,7 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that :func:`make_estimator` reads."""
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the shipped one)")
     parser.add_argument(
-        "--detector", default="mediapipe", help="2D detector: mediapipe, blazepose or rtmlib (default: %(default)s)"
+        "--detector", default="blazepose", help="2D detector: blazepose, mediapipe or rtmlib (default: %(default)s)"
     )
     parser.add_argument(
         "--detector-option",

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-size", type=positive, default=640, metavar="PX", help="longest side (default: %(default)s)"
     )
-    parser.add_argument("--detector", default="mediapipe", help="2D detector (default: %(default)s)")
+    parser.add_argument("--detector", default="blazepose", help="2D detector (default: %(default)s)")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle (default: the shipped one)")
     parser.add_argument("--camera", type=Path, metavar="YAML", help="camera_info yaml of the input")
     parser.add_argument(

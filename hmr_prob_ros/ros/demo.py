@@ -153,7 +153,7 @@ def run_demo(
     rate: float | None = None,
     max_size: int = 640,
     still_seconds: float = 4.0,
-    detector: str = "mediapipe",
+    detector: str = "blazepose",
     detector_options: str = "",
     bundle: str | Path | None = None,
     camera: str | Path | None = None,

@@ -128,8 +128,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("bundle", "", "Folder of the model bundle (model.onnx and model.yaml); empty: the one in the package."),
     Parameter(
         "detector",
-        "mediapipe",
-        "2D detector: mediapipe (one person), blazepose or rtmlib (several), or topic (keypoints from another node).",
+        "blazepose",
+        "2D detector: blazepose, mediapipe (the same, one person), rtmlib, or topic (keypoints from another node).",
     ),
     Parameter(
         "detector_options", "{}", "Options of the detector as a YAML mapping, for example '{min_detection: 0.5}'."
