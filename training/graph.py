@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .models import FlowPosterior, JointPosterior
+from .flow import ConditionalFlow
+from .flow_columns import sample_columns
+from .models import POSE_SIZE, FlowPosterior, JointPosterior
+from .models.encoder import Condition
 from .quantize import Quantizer, shares
 
 __all__ = ["OUTPUTS", "DensityGraph", "PosteriorGraph"]
@@ -50,6 +53,7 @@ class PosteriorGraph(nn.Module):
         super().__init__()
         self.model, self.modes = model, modes
         self.kinematics = model.body.kinematics
+        self.columns = type(model.flow) is ConditionalFlow  # others have transforms of their own
         self.learned = isinstance(model, JointPosterior)
         if self.learned and modes > model.config.hypotheses:
             raise ValueError(
@@ -68,8 +72,8 @@ class PosteriorGraph(nn.Module):
         drawn = model.shape_latents(latents)
         if drawn is not None:
             betas = betas + torch.exp(shape.log_sigma).T[..., None] * drawn.permute(2, 0, 1)
-        pose6d, log_density = model.sample(latents, condition)
-        rotations = self.kinematics.rotations(pose6d.permute(2, 0, 1))
+        pose6d, log_density = self.poses(latents, condition)
+        rotations = self.kinematics.rotations(pose6d)
         joints, surface = self.kinematics(rotations, betas)
 
         if model.config.refine_translation:
@@ -109,6 +113,16 @@ class PosteriorGraph(nn.Module):
                 outputs["mode_" + name] = (choice @ value.flatten(2)).unflatten(-1, value.shape[2:])
         outputs["mean"], outputs["covariance"] = self.moments(joints, equal)
         return tuple(outputs[name] for name in OUTPUTS)
+
+    def poses(self, latents: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """``FlowPosterior.sample`` of latents (B, N, D): poses in 6D (144, B, N), and their log-density (B, N)."""
+        if not self.columns:
+            pose6d, log_density = self.model.sample(latents, condition)
+            return pose6d.permute(2, 0, 1), log_density
+        pose6d, log_density = sample_columns(self.model.flow, latents[..., :POSE_SIZE].permute(2, 0, 1), condition.code)
+        back = condition.turn.permute(2, 1, 0)[..., None]  # (3, 3, B, 1), transposed
+        root = (back * pose6d[:6].unflatten(0, (2, 1, 3))).sum(2).flatten(0, 1)
+        return torch.cat((root, pose6d[6:])), log_density
 
     @staticmethod
     def moments(joints: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
