@@ -16,7 +16,7 @@ from .camera import Camera, condition
 from .detectors import PoseDetector, make_detector
 from .engines import DeviceError, Engine, EngineError, make_engine
 from .hypotheses import HypothesisError, HypothesisSet, Person2D
-from .quantize import quantize
+from .quantize import quantize, shares
 from .skeleton import JOINT_KEYPOINTS
 from .tracking import Tracker
 
@@ -126,6 +126,7 @@ class Estimator:
         # The graph makes its own number of modes, so it always gets at least that many latents.
         self._drawn = max(samples, self.bundle.num_modes)
         self._graph_modes = modes == self.bundle.num_modes and self._drawn == samples
+        self._nested = self.bundle.nested_modes and not self._graph_modes and self._drawn == samples
         self._latents = draw_latents(self._drawn, self.bundle.latent_size, seed)[None]
         self.timings: dict[str, float] = {}
         """Milliseconds that each stage of the last call took; threads that call at the same time pass dicts instead."""
@@ -266,9 +267,11 @@ class Estimator:
     def _wanted(self) -> list[str]:
         """Those outputs of the graph that are needed."""
         wanted = ["mean", "covariance"] if self._drawn == self.samples else []
-        if self._graph_modes:
+        if self._graph_modes or self._nested:
             wanted += _MODES.values()
-        else:
+        if self._nested:
+            wanted += ["mode_index", "sample_joints"]
+        if not self._graph_modes and not (self._nested and self.modes < self.bundle.num_modes):
             wanted += _SAMPLES.values()
         if self.keep_samples or self._drawn != self.samples:
             wanted += ["sample_joints", "sample_keypoints"]
@@ -299,6 +302,8 @@ class Estimator:
         """The outputs of one person as a value; modes sorted by weight."""
         if self._graph_modes:
             modes = {field: one[name] for field, name in _MODES.items()}
+        elif self._nested:
+            modes = self._nested_modes(one)
         else:
             index, weights, _ = quantize(one["sample_joints"], self.modes)
             modes = {"weights": weights, **{field: one[name][index] for field, name in _SAMPLES.items()}}
@@ -316,6 +321,17 @@ class Estimator:
             samples_keypoints3d=one["sample_keypoints"] if self.keep_samples else None,
             **modes,
         )
+
+    def _nested_modes(self, one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The first n of the graph's modes; or all of them, which cover more than draws do, and modes of the draws."""
+        first, draws = one["mode_index"] < self.modes, one["sample_joints"][1:]
+        modes = {field: one[name][first] for field, name in _MODES.items()}
+        bodies = np.concatenate([modes["joints"], draws])
+        if (more := self.modes - len(modes["joints"])) > 0:
+            index = quantize(draws, more).index + 1
+            for field, name in _SAMPLES.items():
+                modes[field] = np.concatenate([modes[field], one[name][index]])
+        return {**modes, "weights": shares(modes["joints"], bodies)}
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -131,7 +131,7 @@ def evaluate(
         }
         latents = rng.standard_normal((len(rows), MORE_SAMPLES, loaded.latent_size), dtype=np.float32)
         latents[:, 0] = 0.0
-        _batch(tally, graph, inputs, latents, data[rows], counts, loaded.num_modes)
+        _batch(tally, graph, inputs, latents, data[rows], counts, loaded)
         if baseline is not None:
             joints = baseline.run(inputs, outputs=["joints"])["joints"]
             tally.errors("baseline", joints[:, None], data.joints[rows])
@@ -173,23 +173,30 @@ def _batch(
     latents: np.ndarray,
     data: PoseSet,
     counts: Sequence[int],
-    num_modes: int,
+    bundle: Bundle,
 ) -> None:
     """One batch of examples into the tally. The first 100 samples are the ones that every figure but 100 modes uses."""
-    names = ["sample_joints", "mode_joints", "mean", "covariance"]
+    names = ["sample_joints", "mode_joints", "mode_index", "mean", "covariance"]
     outputs = graph.run({**inputs, "latents": latents[:, :100]}, outputs=names)
     samples, truth = outputs["sample_joints"], data.joints
     tally.errors("mode", samples[:, :1], truth)
     tally.errors("mean", outputs["mean"][:, None], truth)
     for n in counts:
         tally.errors(f"min_of.{n}", samples[:, :n], truth)
-        if n == num_modes:
+        if n == bundle.num_modes:
             modes = outputs["mode_joints"]
-        elif n < 100:
-            modes = _quantised(samples, n)
+        elif n < bundle.num_modes and bundle.nested_modes:
+            modes = outputs["mode_joints"][outputs["mode_index"] < n].reshape(len(truth), n, *truth.shape[1:])
         else:
-            more = graph.run({**inputs, "latents": latents[:, 100:]}, outputs=names[:1])
-            modes = _quantised(np.concatenate([samples, more["sample_joints"]], axis=1), n)
+            drawn = samples
+            if n >= 100:
+                more = graph.run({**inputs, "latents": latents[:, 100:]}, outputs=names[:1])
+                drawn = np.concatenate([samples, more["sample_joints"]], axis=1)
+            if bundle.nested_modes:  # as Estimator does it
+                own = outputs["mode_joints"]
+                modes = np.concatenate([own, _quantised(drawn[:, 1:], n - own.shape[1])], axis=1)
+            else:
+                modes = _quantised(drawn, n)
         tally.errors(f"quantised.{n}", modes, truth)
 
     for name, joints in (("mode", samples[:, 0]), ("mean", outputs["mean"])):

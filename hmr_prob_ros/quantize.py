@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CANDIDATES", "HEAD_STEPS", "STEPS", "Modes", "candidate_uniforms", "quantize", "quantize_heads"]
+__all__ = ["CANDIDATES", "HEAD_STEPS", "STEPS", "Modes", "candidate_uniforms", "quantize", "quantize_heads", "shares"]
 
 CANDIDATES = 6
 """Candidates of each greedy k-means++ step."""
@@ -122,6 +122,19 @@ def quantize(
     rank[order] = np.arange(n)
     weight = weight[order] / weight.sum()
     return Modes(index[order].astype(np.int64), weight.astype(np.float32), rank[assignment])
+
+
+def shares(modes: NDArray[np.float32], bodies: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights (n,) of given modes: the share of bodies that lie nearest to each.
+
+    Args:
+        modes: joints of the modes, (n, J, 3) m, the pelvis first.
+        bodies: joints of the modes that were not drawn and of the draws, (N, J, 3) m.
+    """
+    centres, points = ((x - x[:, :1]).reshape(len(x), -1) for x in (modes, bodies))
+    middle = centres.mean(0)
+    nearest = _distances(points - middle, centres - middle).argmin(0)
+    return (np.bincount(nearest, minlength=len(modes)) / len(bodies)).astype(np.float32)
 
 
 def quantize_heads(

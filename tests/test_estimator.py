@@ -93,13 +93,55 @@ def test_moments_and_modes_are_those_of_the_samples(estimator: Estimator, body: 
     assert found.id == 4
 
 
-def test_other_numbers_of_modes_are_chosen_of_the_samples(bundle: Bundle, body: Body) -> None:
-    (found,) = Estimator(bundle, detector=None, modes=6, keep_samples=True, threads=1).infer([standing(body)], CAMERA)
+def test_more_modes_are_the_learned_ones_and_modes_of_the_draws(estimator: Estimator, body: Body) -> None:
+    more = Estimator(estimator.bundle, detector=None, engine=estimator.engine, modes=24, keep_samples=True)
+    (learned,), (found,) = estimator.infer([standing(body)], CAMERA), more.infer([standing(body)], CAMERA)
+    assert found.samples is not None
+    own, drawn = (
+        np.abs(found.joints[:, None] - bodies[None]).max(axis=(2, 3)) for bodies in (learned.joints, found.samples[1:])
+    )
+    assert len(set(own.argmin(axis=1)[own.min(axis=1) < 1e-5])) == 10
+    assert len(set(drawn.argmin(axis=1)[drawn.min(axis=1) < 1e-5])) == 14
+    again = body.joints(found.rotations, found.betas, found.translation)
+    assert np.allclose(again, found.joints, atol=2e-4)
+    assert found.weights.sum() == pytest.approx(1, abs=1e-5)
+    assert (found.weights > 0).all()
+    assert (np.diff(found.weights) <= 0).all()
+
+
+def test_a_bundle_without_learned_modes_chooses_other_numbers_of_the_samples(
+    bundle: Bundle, estimator: Estimator, body: Body
+) -> None:
+    other = Bundle(bundle.path, {**bundle.card, "nested_modes": False})
+    few = Estimator(other, detector=None, engine=estimator.engine, modes=6, keep_samples=True)
+    (found,) = few.infer([standing(body)], CAMERA)
     assert found.samples is not None
     distance = np.abs(found.joints[:, None] - found.samples[None]).max(axis=(2, 3))
     assert distance.shape == (6, 100)
     assert (distance.min(axis=1) < 1e-5).all()
     assert len(set(distance.argmin(axis=1))) == 6
+
+
+@pytest.mark.parametrize("modes", [1, 5, 9])
+def test_fewer_modes_are_the_first_of_the_learned_ones(estimator: Estimator, body: Body, modes: int) -> None:
+    bundle, person = estimator.bundle, [standing(body)]
+    assert bundle.nested_modes
+    few = Estimator(bundle, detector=None, engine=estimator.engine, modes=modes)
+    (all_modes,), (found,) = estimator.infer(person, CAMERA), few.infer(person, CAMERA)
+    # They are among those of the graph, the single answer with them, and fewer are among more.
+    distance = np.abs(found.joints[:, None] - all_modes.joints[None]).max(axis=(2, 3))
+    assert (distance.min(axis=1) < 1e-5).all()
+    assert len(set(distance.argmin(axis=1))) == modes
+    (more,) = Estimator(bundle, detector=None, engine=estimator.engine, modes=modes + 1).infer(person, CAMERA)
+    assert (np.abs(found.joints[:, None] - more.joints[None]).max(axis=(2, 3)).min(axis=1) < 1e-5).all()
+    # Each weighs what draws are nearest to it.
+    assert all_modes.samples is not None
+    rooted, draws = (x - x[:, :1] for x in (found.joints, all_modes.samples))
+    assert (np.abs(rooted - draws[0]).max(axis=(1, 2)).min()) < 1e-5
+    nearest = np.linalg.norm((rooted[:, None] - draws[None, 1:]).reshape(modes, 99, -1), axis=-1).argmin(axis=0)
+    expected = (np.bincount(nearest, minlength=modes) + 1) / (99 + modes)
+    assert np.allclose(found.weights, expected, atol=1e-6)
+    assert (np.diff(found.weights) <= 0).all()
 
 
 def test_modes_are_bodies(estimator: Estimator, body: Body) -> None:

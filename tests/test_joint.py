@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("nflows")
 
+from hmr_prob_ros.quantize import shares as numpy_shares  # noqa: E402
 from hmr_prob_ros.training.body import TorchBody  # noqa: E402
 from hmr_prob_ros.training.data.synthesize import Synthesizer  # noqa: E402
 from hmr_prob_ros.training.graph import OUTPUTS, PosteriorGraph  # noqa: E402
@@ -161,6 +162,7 @@ def test_a_little_training_spreads_the_hypotheses(body: TorchBody, examples) -> 
 def test_shares_are_counts_of_nearest_draws() -> None:
     random = np.random.default_rng(2)
     modes, draws = random.standard_normal((4, 5, 6)) + 7, random.standard_normal((4, 40, 6)) + 7
+    modes[..., :3] = draws[..., :3] = 7  # the pelvis
     index, weight, choice = shares(torch.from_numpy(modes), torch.from_numpy(draws))
     for b in range(4):
         nearest = np.linalg.norm(draws[b][None] - modes[b][:, None], axis=-1).argmin(0)
@@ -169,6 +171,9 @@ def test_shares_are_counts_of_nearest_draws() -> None:
         np.testing.assert_array_equal(index[b], order)
         np.testing.assert_allclose(weight[b], counts[order] / counts.sum())
         np.testing.assert_array_equal(choice[b] @ torch.arange(5.0, dtype=torch.float64), order)
+        bodies = np.concatenate([modes[b], draws[b]]).reshape(45, 2, 3)
+        of_numpy = numpy_shares(modes[b].reshape(5, 2, 3), bodies)
+        np.testing.assert_allclose(of_numpy[order], weight[b], rtol=1e-6)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from ..engines.tensorrt_operators import OPERATORS, unsupported
 from ..skeleton import JOINT_NAMES, KEYPOINT_NAMES, NUM_KEYPOINTS
 from .body import TorchBody
 from .graph import OUTPUTS, DensityGraph, PosteriorGraph
-from .models import POSE_SIZE, FlowPosterior, LiftingModel, Regressor, load_checkpoint
+from .models import POSE_SIZE, FlowPosterior, JointPosterior, LiftingModel, Regressor, load_checkpoint
 
 __all__ = [
     "PLAIN_OPERATORS",
@@ -289,6 +289,7 @@ def export(
             "latent_size": model.latent_size,
             "samples": samples,
             "num_modes": modes,
+            "nested_modes": isinstance(model, JointPosterior),
             "joint_names": list(JOINT_NAMES),
             "keypoint_names": list(KEYPOINT_NAMES),
             "inputs": {
