@@ -91,6 +91,28 @@ def test_half_layers_round_as_float16_does() -> None:
     np.testing.assert_allclose(side, np.maximum(inputs["c"] @ weights[0], 0) @ weights[1], rtol=1e-6, atol=1e-6)
 
 
+def test_layers_with_the_samples_last_are_layers_too() -> None:
+    """W1 relu(W0 x): the weights are the first factor; a product behind the network with no ReLU near is none."""
+    nodes = [
+        helper.make_node("MatMul", ["W0", "x"], ["inner"], "first"),
+        helper.make_node("Relu", ["inner"], ["active"]),
+        helper.make_node("Gemm", ["W1", "active", "b"], ["outer"], "second"),
+        helper.make_node("Exp", ["outer"], ["scale"]),
+        helper.make_node("MatMul", ["map", "scale"], ["y"], "of_flow"),
+    ]
+    rng = np.random.default_rng(0)
+    values = {"W0": rng.normal(size=(16, 8)), "W1": rng.normal(size=(4, 16)), "map": np.eye(4), "b": np.ones((4, 1))}
+    constants = [numpy_helper.from_array(value.astype("f"), name) for name, value in values.items()]
+    ends = [helper.make_tensor_value_info(n, FLOAT, [k, "N"]) for n, k in (("x", 8), ("y", 4))]
+    inner = helper.make_graph(nodes, "columns", ends[:1], ends[1:], constants)
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert [node.name for node in linear_layers(model)] == ["first", "second"]
+    x = rng.normal(size=(8, 5)).astype("f")
+    (given,) = ReferenceEvaluator(half_networks(model)).run(None, {"x": x})
+    expected = np.exp(values["W1"] @ np.maximum(values["W0"] @ x, 0) + 1)
+    assert 0 < np.abs(given / expected - 1).max() < 0.05
+
+
 def test_half_refuses_weights_that_do_not_fit() -> None:
     weights, bias, _ = _parts()
     weights[1][0, 0] = 1e6

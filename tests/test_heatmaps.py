@@ -297,7 +297,7 @@ def test_vitpose_reads_a_local_folder(vitpose: VitPoseHeatmaps, tmp_path: Path) 
 
 def test_errors_name_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, weights, text in (
-        ("mediapipe", None, "has no heatmaps"),
+        ("mediapipe", None, "points are regressed"),
         ("openpose", None, "choose one of tinypose"),
         ("tinypose", None, "--weights"),
         ("tinypose", tmp_path / "none.onnx", "no weights of tinypose at"),

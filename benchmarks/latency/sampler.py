@@ -18,6 +18,7 @@ from hmr_prob_ros.benchmark.measure import timed
 from hmr_prob_ros.engines import make_engine
 from hmr_prob_ros.estimator import draw_latents
 from hmr_prob_ros.training.export import export_graph
+from hmr_prob_ros.training.flow_columns import sample_columns
 from hmr_prob_ros.training.models import FlowPosterior
 
 LIMIT = 1e-5
@@ -32,7 +33,8 @@ class FlowGraph(nn.Module):
         self.flow = flow
 
     def forward(self, latents: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        return self.flow.sample(latents, code)
+        pose, log_density = sample_columns(self.flow, latents.permute(2, 0, 1), code)  # as in the exported graph
+        return pose.permute(1, 2, 0), log_density
 
     def write(self, path: Path, width: int) -> Path:
         """Export for conditions of a width."""

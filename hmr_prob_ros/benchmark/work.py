@@ -38,20 +38,25 @@ def _inputs(bundle: Bundle, person: Person2D, camera: Camera, samples: int) -> d
 
 
 def sample_layers(found: Sequence[Product], samples: int, modes: int = 0) -> list[Product]:
-    """The products that are layers of the flow: one row for each of B N samples.
+    """The products that are layers of the flow: one column, or one row, for each of B N samples.
 
-    Where the modes are learned they go through the flow too, and there is a row for each of them but the first. In
-    kinematics and k-means the samples are columns, or both factors differ from person to person.
+    Where the modes are learned they go through the flow too, and there is one for each of them but the first. In
+    kinematics there are three columns for each sample, and in k-means both factors differ from person to person.
     """
-    rows = {samples, samples + modes - 1}
-    return [
-        p
-        for p in found
-        if p.rows in rows
-        and math.prod(p.first[:-1]) == p.rows
-        and len(p.second) < 3
-        and min(p.first[-1], p.output[-1]) >= _NARROW
-    ]
+    counts = {samples, samples + modes - 1}
+    return [p for p in found if _is_layer(p, counts) and min(p.first[-1], *p.output[-2:]) >= _NARROW]
+
+
+def _is_layer(product: Product, counts: set[int]) -> bool:
+    if len(product.second) > 2:
+        return False
+    columns = len(product.first) == len(product.second) == 2 and product.output[-1] in counts
+    return columns or (product.rows in counts and math.prod(product.first[:-1]) == product.rows)
+
+
+def _widths(layer: Product) -> tuple[int, int]:
+    """Numbers into a layer and out of it."""
+    return layer.first[-1], layer.first[0] if layer.second else layer.output[-1]
 
 
 def peak(
@@ -74,7 +79,7 @@ def peak(
             if not layers:
                 continue
             operations = sum(layer.operations for layer in layers)
-            (inner, columns), _ = Counter((p.first[-1], p.output[-1]) for p in layers).most_common(1)[0]
+            (inner, columns), _ = Counter(map(_widths, layers)).most_common(1)[0]
             sizes = [LARGE, *((r, inner, columns) for r in (100, 4096, n))]
             for size in sizes:
                 name = "x".join(map(str, size))

@@ -39,13 +39,14 @@ def linear_layers(model: ModelProto) -> list[NodeProto]:
             users[name].append(node)
     constants = {value.name for value in model.graph.initializer}
     sampled = _of_samples(model)
-    products = [
-        node
-        for node in model.graph.node
-        if node.op_type in ("Gemm", "MatMul")
-        and node.input[1] in constants
-        and (node.input[0] in sampled if sampled else node.input[0] not in constants)
-    ]
+    data: dict[str, str] = {}  # result of a product with constant weights -> its other factor
+    products = []
+    for node in model.graph.node:
+        if node.op_type in ("Gemm", "MatMul"):
+            factors = [name for name in node.input[:2] if name not in constants]
+            if len(factors) == 1 and (not sampled or factors[0] in sampled):
+                products.append(node)
+                data[node.output[0]] = factors[0]
 
     def meets_end(node: NodeProto) -> bool:
         waiting = list(users[node.output[0]])
@@ -58,7 +59,7 @@ def linear_layers(model: ModelProto) -> list[NodeProto]:
         return False
 
     def comes_from(node: NodeProto, known: set[str]) -> bool:
-        waiting = [node.input[0]]
+        waiting = [data[node.output[0]]]
         while waiting:
             name = waiting.pop()
             maker = makers.get(name)

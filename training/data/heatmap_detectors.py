@@ -204,7 +204,7 @@ def make_heatmap_detector(
     """
     if name in ("mediapipe", "blazepose"):
         raise HeatmapError(
-            "BlazePose regresses its points and has no heatmaps to draw from: "
+            "BlazePose's points are regressed, its heatmaps are not what they are read from: "
             f"choose one of {', '.join(HEATMAP_DETECTORS)}"
         )
     if name not in HEATMAP_DETECTORS:
