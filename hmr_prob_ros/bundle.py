@@ -179,6 +179,8 @@ def _checked_card(card: Any, path: Path) -> dict[str, Any]:
     for name in ("latent_size", "samples", "num_modes"):
         if card[name] < 1:
             raise BundleError(f"'{name}' in {path} must be at least 1, not {card[name]}: {_AGAIN}")
+    if not isinstance(card.get("nested_modes", False), bool):
+        raise BundleError(f"'nested_modes' in {path} must be true or false, not {card['nested_modes']!r}: {_AGAIN}")
     if not isinstance(card["body"].get("hash"), str):
         raise BundleError(f"'body' in {path} lacks 'hash': {_AGAIN}")
     if "model.onnx" not in card["sha256"]:

@@ -114,6 +114,7 @@ def test_shipped_graph_gives_bodies(persons: int) -> None:
         ({"format": "other"}, "'format' is not 'hmr_prob_ros/bundle'"),
         ({"version": VERSION + 1}, f"version {VERSION + 1}, this package reads version {VERSION}: update hmr_prob_ros"),
         ({"version": 0}, "version 0.*hmr-prob export"),
+        ({"nested_modes": 5}, "'nested_modes' in .* must be true or false, not 5"),
         ({"version": None}, "version None"),
         ({"latent_size": None}, "lacks 'latent_size'.*hmr-prob export"),
         ({"latent_size": "many"}, "'latent_size' .* must be a int"),

@@ -81,6 +81,7 @@ def test_card(bundle: Bundle, model: FlowPosterior) -> None:
     assert (bundle.latent_size, bundle.samples, bundle.num_modes) == (154, 50, MODES)
     assert bundle.card["config"] == dataclasses.asdict(model.config)
     assert bundle.card["training"] == {"steps": 7}
+    assert not bundle.nested_modes  # k-means of the draws
     bundle.check_body(Body.load().hash)
     assert sorted(path.name for path in bundle.path.iterdir()) == ["density.onnx", "model.onnx", "model.yaml"]
 
