@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,8 +113,15 @@ def test_a_busy_machine_is_told() -> None:
     assert about["cores"] >= 1
     assert about["cpu"]
     assert about["versions"]["numpy"] == np.__version__
-    assert measure.load_warning({"load_average": 0.5, "cores": 2}) == ""
-    assert "load average 1.5 on 2 cores" in measure.load_warning({"load_average": 1.5, "cores": 2})
+    assert measure.load_warning({"busy_cores": 0.1, "cores": 2}) == ""
+    assert measure.load_warning({"busy_cores": None, "cores": 2}) == ""
+    assert "1.5 of 2 cores with other programs" in measure.load_warning({"busy_cores": 1.5, "cores": 2})
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            busy = measure.machine(())["busy_cores"]
+        finally:
+            other.kill()
+    assert busy is None or busy > 0.3
     with measure.Meter() as meter:
         sum(range(100_000))
     assert 0 < meter.load <= 1.1
@@ -188,7 +197,7 @@ def test_bench_writes_everything(
     wanted = ["--set", str(tmp_path / "set.npz"), "--samples", "30", "--json", str(out), "--bundle", str(bundle.path)]
     assert main(["bench", photograph, *TINY, *wanted]) == 0
     result = json.loads(out.read_text())
-    assert {"cpu", "cores", "memory_gb", "governor", "load_average", "versions"} <= set(result["machine"])
+    assert {"cpu", "cores", "memory_gb", "governor", "busy_cores", "versions"} <= set(result["machine"])
     entry = result["detectors"][0]
     for stage in ("detect", "track", "condition", "infer", "assemble", "total"):
         times = entry["stages_ms"][stage]

@@ -314,7 +314,7 @@ def write(out: Path, about: dict[str, Any] | None = None, order: Iterable[str] =
     for name, section in sections.items():
         title, text = _TITLES[name]
         lines += ["", f"## {title}", ""]
-        if warning := load_warning({**about, "load_average": section["load_average"]}):
+        if warning := load_warning({**about, "busy_cores": section["busy_cores"]}):
             lines += [f"WARNING: {warning}", ""]
         if "skipped" in section:
             lines.append(f"Not measured: {section['skipped']}")

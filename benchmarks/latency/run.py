@@ -146,8 +146,11 @@ def _load(path: Path) -> dict[str, Any] | None:
 
 def _measure(name: str, bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
     """One section; a part that is missing on this machine skips it with the reason."""
-    began, before = time.time(), machine()
-    result: dict[str, Any] = {"settings": settings, "load_average": before["load_average"]}
+    about = machine(())
+    if warning := load_warning(about):
+        print(f"WARNING: {warning}", file=sys.stderr)
+    began = time.time()
+    result: dict[str, Any] = {"settings": settings, "busy_cores": about["busy_cores"]}
     try:
         module, function = SECTIONS[name].split(":")
         result["result"] = getattr(importlib.import_module(module), function)(bench)
@@ -182,8 +185,6 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}: kept")
                 continue
             print(f"{name}: begins, {time.strftime('%H:%M:%S')}", flush=True)
-            if warning := load_warning(machine(())):
-                print(f"WARNING: {warning}", file=sys.stderr)
             try:
                 found = _measure(name, bench, settings)
             except (RuntimeError, ValueError) as error:

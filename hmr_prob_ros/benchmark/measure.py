@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-BUSY = 0.5
-"""Load average per core above which times are not worth much."""
+BUSY = 0.3
+"""Cores that other programs may keep busy before times are not worth much."""
 
 _PACKAGES = (
     "hmr_prob_ros",
@@ -44,7 +44,7 @@ def cores() -> int:
 
 
 def machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
-    """What the figures are measured on: CPU, cores, memory, governor, load average now, and versions."""
+    """What the figures are measured on: CPU, cores, memory, governor, cores busy in this half second, and versions."""
     versions = {}
     for name in packages:
         try:
@@ -57,7 +57,7 @@ def machine(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
         "cores": cores(),
         "memory_gb": round(int(total[1]) / 2**20, 1) if total else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "busy_cores": _busy_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
@@ -79,13 +79,30 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def _busy_cores(seconds: float = 0.5) -> float | None:
+    """Cores that other programs keep busy; None where the kernel does not tell.
+
+    Not the load average: it still holds what this program did a minute ago.
+    """
+    before, own = _read("/proc/stat").split("\n", 1)[0].split(), time.process_time()
+    start = time.perf_counter()
+    time.sleep(seconds)
+    after = _read("/proc/stat").split("\n", 1)[0].split()
+    if len(after) < 6 or len(before) < 6:
+        return None
+    passed = [int(b) - int(a) for a, b in zip(before[1:9], after[1:9], strict=True)]
+    busy = sum(passed) - passed[3] - passed[4]  # all but idle and waiting for a disk
+    ticks = os.sysconf("SC_CLK_TCK") * (time.perf_counter() - start)
+    return round(max(busy / ticks - (time.process_time() - own) / seconds, 0.0), 2)
+
+
 def load_warning(about: dict[str, Any]) -> str:
     """One line where the machine of :func:`machine` had other work at the start, else ""."""
-    load = about["load_average"]
-    if load is None or load <= BUSY * about["cores"]:
+    busy = about["busy_cores"]
+    if busy is None or busy <= BUSY:
         return ""
     return (
-        f"the machine is busy (load average {load:g} on {about['cores']} cores): these times are too long, "
+        f"the machine is busy ({busy:g} of {about['cores']} cores with other programs): these times are too long, "
         "measure again when it is idle"
     )
 

@@ -17,7 +17,7 @@ def format_result(result: dict[str, Any]) -> str:
     width, height = result["image"]
     lines = [
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gb'] or '?'} GB, governor "
-        f"{about['governor'] or 'not readable'}, load average {about['load_average']}",
+        f"{about['governor'] or 'not readable'}, other programs on {about['busy_cores']} cores",
         f"{width}x{height}, bundle {result['bundle']}, {result['samples']} samples, {result['modes']} modes, "
         f"{result['threads']} threads",
     ]
