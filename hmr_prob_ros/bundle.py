@@ -65,7 +65,7 @@ class Bundle:
         latent_size: D.
         samples: N that the card recommends.
         num_modes: n that the graph makes.
-        nested_modes: whether ``mode_index`` numbers them so that those below any n are good modes on their own.
+        nested_modes: whether the first of them, for any number, are good modes on their own.
         joint_names, keypoint_names: of the graph's joints and keypoints, those of :mod:`hmr_prob_ros.skeleton`.
         body_hash: ``Body.hash`` of the body inside the graph.
     """

@@ -270,7 +270,7 @@ class Estimator:
         if self._graph_modes or self._nested:
             wanted += _MODES.values()
         if self._nested:
-            wanted += ["mode_index", "sample_joints"]
+            wanted.append("sample_joints")
         if not self._graph_modes and not (self._nested and self.modes < self.bundle.num_modes):
             wanted += _SAMPLES.values()
         if self.keep_samples or self._drawn != self.samples:
@@ -324,8 +324,8 @@ class Estimator:
 
     def _nested_modes(self, one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The first n of the graph's modes; or all of them, which cover more than draws do, and modes of the draws."""
-        first, draws = one["mode_index"] < self.modes, one["sample_joints"][1:]
-        modes = {field: one[name][first] for field, name in _MODES.items()}
+        draws = one["sample_joints"][1:]
+        modes = {field: one[name][: self.modes] for field, name in _MODES.items()}
         bodies = np.concatenate([modes["joints"], draws])
         if (more := self.modes - len(modes["joints"])) > 0:
             index = quantize(draws, more).index + 1

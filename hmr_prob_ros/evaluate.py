@@ -176,7 +176,7 @@ def _batch(
     bundle: Bundle,
 ) -> None:
     """One batch of examples into the tally. The first 100 samples are the ones that every figure but 100 modes uses."""
-    names = ["sample_joints", "mode_joints", "mode_index", "mean", "covariance"]
+    names = ["sample_joints", "mode_joints", "mean", "covariance"]
     outputs = graph.run({**inputs, "latents": latents[:, :100]}, outputs=names)
     samples, truth = outputs["sample_joints"], data.joints
     tally.errors("mode", samples[:, :1], truth)
@@ -186,7 +186,7 @@ def _batch(
         if n == bundle.num_modes:
             modes = outputs["mode_joints"]
         elif n < bundle.num_modes and bundle.nested_modes:
-            modes = outputs["mode_joints"][outputs["mode_index"] < n].reshape(len(truth), n, *truth.shape[1:])
+            modes = outputs["mode_joints"][:, :n]
         else:
             drawn = samples
             if n >= 100:

@@ -103,7 +103,7 @@ def test_shipped_graph_gives_bodies(persons: int) -> None:
         assert (gaps[:, 0] < 1e-5).sum() == 1  # the single answer is a mode, and no other is it
         nearest = np.bincount(gaps[:, 1:].argmin(0), minlength=bundle.num_modes)
         np.testing.assert_allclose(out["mode_weight"][b], (1 + nearest) / (bundle.num_modes + 39), atol=1e-5)
-        assert (np.diff(out["mode_weight"][b]) < 1e-6).all()
+        assert gaps[0, 0] < 1e-5  # it comes first
     with pytest.raises(EngineError, match="'latents' must have shape"):
         engine.run({"keypoints": keypoints.astype(np.float32), "box": box, "latents": latents[..., 1:]})
 

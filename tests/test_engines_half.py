@@ -131,7 +131,7 @@ def test_only_networks_of_samples_are_halved(graph: Any) -> None:
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
     types |= {v.name: v.data_type for v in half.graph.initializer}
     in_half = [node for node in half.graph.node if any(types.get(name) == HALF for name in node.output)]
-    assert {node.op_type for node in in_half} == {"Cast", "Gemm", "MatMul", "Relu"}
+    assert {"Cast", "Gemm", "Relu"} <= {node.op_type for node in in_half} <= {"Cast", "Gemm", "MatMul", "Relu"}
     assert sum(node.op_type in ("Gemm", "MatMul") for node in in_half) == len(layers)
     # Scales, shifts, log-determinants, normalisation and modes: in float32.
     exact = {"Atan", "Exp", "ReduceSum", "Log", "LayerNormalization", "ArgMin", "ArgMax", "CumSum", "Sqrt", "Div"}

@@ -89,26 +89,20 @@ def test_latents_are_normal_and_begin_with_zero(section: Any) -> None:
 
 def test_other_precisions_run(section: Any, tmp_path: Path) -> None:
     import onnx
-    import torch
 
-    from hmr_prob_ros.body import Body
     from hmr_prob_ros.engines.half import half_networks
-    from hmr_prob_ros.training.body import TorchBody
-    from hmr_prob_ros.training.models import FlowPosterior
-    from hmr_prob_ros.training.models.flow import FlowConfig
 
     variants = section("variants")
-    torch.manual_seed(0)
-    small = FlowConfig(hidden=32, couplings=3, condition=24, encoder_width=32, encoder_depth=1, head_hidden=16)
-    path = variants.rows_graph(FlowPosterior(small, TorchBody(Body.load(), mesh=False)).eval(), 4, tmp_path / "m.onnx")
+    bundle = Bundle.load()
+    path, couplings = Path(bundle.model_path), bundle.card["config"]["couplings"]
     rng = np.random.default_rng(0)
-    shapes = {"keypoints": (1, 23, 3), "latents": (1, 30, 144)}
+    shapes = {"keypoints": (1, 23, 3), "latents": (1, 30, bundle.latent_size)}
     inputs = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     inputs["box"] = np.array([[0.1, 0.1, 0.5]], np.float32)
     reference = variants.SessionEngine(path, threads=1).run(inputs, ["sample_joints"])["sample_joints"]
     int8 = variants.int8_graph(path, tmp_path / "int8.onnx", layers=True)
     kinds = [node.op_type for node in onnx.load(str(int8)).graph.node]
-    assert kinds.count("MatMulInteger") == 3 * small.couplings
+    assert kinds.count("MatMulInteger") == 3 * couplings
     half = half_networks(onnx.load(str(path))).SerializeToString()
     for model, limit in ((int8, 0.5), (half, 0.05)):
         given = variants.SessionEngine(model, threads=1).run(inputs, ["sample_joints"])["sample_joints"]
@@ -121,6 +115,20 @@ def test_other_precisions_run(section: Any, tmp_path: Path) -> None:
         variants.SessionEngine(b"no graph", "broken")
     trouble = variants.bfloat16_trouble()
     assert trouble == "" or "bfloat16" in trouble
+
+
+def test_four_people_are_cut_out_of_one_clip(section: Any) -> None:
+    frames = [np.zeros((480, 640, 3), np.uint8) for _ in range(8)]
+    for number, frame in enumerate(frames):  # somebody from the left edge to the right, 100 pixels tall
+        frame[200:300, 100 + 10 * number : 140 + 10 * number] = 200
+    boxes = np.array([[100 + 10 * n, 200, 140 + 10 * n, 300] for n in range(8)], np.float32)
+    four = section("people").mosaic(frames, boxes)
+    assert len(four) == 8
+    assert all(picture.shape == (480, 640, 3) for picture in four)
+    for picture in four:
+        for tile in (picture[:240, :320], picture[:240, 320:], picture[240:, :320], picture[240:, 320:]):
+            tall = (tile.max(axis=(1, 2)) > 100).sum()
+            assert 240 / 1.5 < tall <= 240 / 1.05
 
 
 def test_figures_of_a_run_of_processes(section: Any) -> None:

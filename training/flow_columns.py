@@ -1,7 +1,8 @@
 """Drawing from a flow with the samples as the **last** axis, for the exported graph.
 
 The numbers that :meth:`ConditionalFlow.sample` gives, computed on (D, B N). A permutation then copies whole rows where
-with D as the last axis a CPU picks single numbers, and halving and joining need no strides: a quarter of the time.
+with D as the last axis a CPU picks single numbers, and halving and joining need no strides: a quarter of the time. The
+networks inside keep one row for each sample, since runtimes pack weights beforehand that are second factors.
 """
 
 from __future__ import annotations
@@ -38,10 +39,9 @@ def sample_columns(flow: ConditionalFlow, latents: Tensor, condition: Tensor) ->
 def _uncouple(layer: AffineCoupling, points: Tensor, condition: Tensor, tail: torch.Size) -> tuple[Tensor, Tensor]:
     """``AffineCoupling.inverse`` of points (D, B N): the result, and its log-determinant (B N,)."""
     kept, moved = points[: layer.half], points[layer.half :]
-    person = layer.from_context(condition).T[..., None]  # (H, B, 1)
-    hidden = torch.relu((layer.first.weight @ kept).unflatten(1, tail) + person).flatten(1)
-    hidden = torch.relu(torch.addmm(layer.second.bias[:, None], layer.second.weight, hidden))
-    out = torch.addmm(layer.last.bias[:, None], layer.last.weight, hidden)
+    person = layer.from_context(condition)[:, None]  # (B, 1, H)
+    hidden = torch.relu(layer.first(kept.T).unflatten(0, tail) + person).flatten(0, 1)
+    out = layer.last(torch.relu(layer.second(hidden))).T
     if isinstance(layer, AdditiveCoupling):
         shift, raw = out, layer.raw_scale[:, None].expand_as(out)
     else:

@@ -45,8 +45,9 @@ COVARIANCE_FLOOR = 1e-6
 class PosteriorGraph(nn.Module):
     """All of ``model.onnx``: samples, their modes, mean and covariance.
 
-    The modes of a ``JointPosterior`` are the first of its learned hypotheses; ``mode_index`` is their number. Of other
-    flows they are n-quantised samples, and ``mode_index`` is the sample's.
+    The modes of a ``JointPosterior`` are the first of its learned hypotheses, in their order, in which the first
+    ones, for any number, are good modes on their own. Of other flows they are n-quantised samples, heaviest first, and
+    ``mode_index`` is the sample's.
     """
 
     def __init__(self, model: FlowPosterior, modes: int) -> None:
@@ -60,6 +61,7 @@ class PosteriorGraph(nn.Module):
                 f"the model has {model.config.hypotheses} hypotheses: it cannot give {modes} modes, export fewer"
             )
         self.quantiser = model.quantiser.leading(modes) if self.learned else Quantizer(modes)
+        self.register_buffer("numbers", torch.arange(modes)[None], persistent=False)
 
     def forward(self, keypoints: Tensor, box: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         """(B, 23, 3), (B, 3), (B, N, D) -> the tensors of ``OUTPUTS``."""
@@ -93,24 +95,23 @@ class PosteriorGraph(nn.Module):
             "betas": betas,
             "translation": pelvis - model.rest_pelvis(betas),
         }
+        modes: dict[str, Tensor] = {}
         if self.learned:
-            hypotheses = {name: value[:, : self.modes] for name, value in values.items()}
+            modes = {name: value[:, : self.modes] for name, value in values.items()}
             values = {name: torch.cat((value[:, :1], value[:, self.modes :]), 1) for name, value in values.items()}
-            index, weight, choice = shares(points[:, : self.modes], points[:, self.modes :])
+            modes["weight"] = shares(points[:, : self.modes], points[:, self.modes :])
+            modes["index"] = self.numbers.expand(latents.shape[0], self.modes)
             joints = values["joints"].permute(2, 3, 0, 1)
         # Draws of the posterior weigh the same: a cluster's share of them is its probability.
         equal = torch.ones_like(values["log_density"])
         equal = equal / equal.sum(-1, keepdim=True)
         if not self.learned:
-            index, weight, choice = self.quantiser(points, equal)
-            hypotheses = values
+            modes["index"], modes["weight"], choice = self.quantiser(points, equal)
+            for name, value in values.items():
+                rows = value[..., None] if value.ndim == 2 else value.flatten(2)
+                modes[name] = (choice @ rows).reshape(choice.shape[:2] + value.shape[2:])
         outputs = {"sample_" + name: value for name, value in values.items()}
-        outputs |= {"mode_index": index, "mode_weight": weight}
-        for name, value in hypotheses.items():
-            if value.ndim == 2:
-                outputs["mode_" + name] = (choice @ value[..., None])[..., 0]
-            else:
-                outputs["mode_" + name] = (choice @ value.flatten(2)).unflatten(-1, value.shape[2:])
+        outputs |= {"mode_" + name: value for name, value in modes.items()}
         outputs["mean"], outputs["covariance"] = self.moments(joints, equal)
         return tuple(outputs[name] for name in OUTPUTS)
 

@@ -118,15 +118,13 @@ def _heaviest_first(weight: Tensor) -> Tensor:
     return (heavier[:, None] == number[:, None].to(weight.dtype)).to(weight.dtype)  # (B, rank, n)
 
 
-def shares(modes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of given modes: the share of draws that lie nearest to each, where every mode counts as one draw too.
+def shares(modes: Tensor, draws: Tensor) -> Tensor:
+    """Weights (B, n) of given modes: the share of draws that lie nearest to each, where every mode counts as one draw
+    too.
 
     Args:
         modes: (B, n, P).
         draws: (B, N, P).
-
-    Returns:
-        As :meth:`Quantizer.forward`, heaviest first: ``index`` (B, n), ``weight`` (B, n), ``choice`` (B, n, n).
     """
     centre = modes.mean(1, keepdim=True)
     modes, draws = modes - centre, draws - centre
@@ -134,8 +132,5 @@ def shares(modes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cost = (modes * modes).sum(-1, keepdim=True) - 2 * (modes @ draws.transpose(1, 2))  # (B, n, N)
     number = torch.arange(modes.shape[1], device=modes.device)
     member = (cost.argmin(1, keepdim=True) == number[:, None]).to(modes.dtype)
-    weight = member.sum(-1, keepdim=True) + 1
-    weight = weight / weight.sum(1, keepdim=True)
-    choice = _heaviest_first(weight)
-    index = (choice * number.to(modes.dtype)).sum(-1)
-    return index.to(torch.int64), (choice @ weight)[..., 0], choice
+    count = member.sum(-1) + 1
+    return count / count.sum(1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SessionEngine", "bfloat16_trouble", "compare_variants", "int8_graph", "rows_graph", "variants"]
+__all__ = ["SessionEngine", "bfloat16_trouble", "compare_variants", "int8_graph", "variants"]
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime as ort
-import torch
 from common import Bench, graph_inputs
 from tqdm import tqdm
 
@@ -23,9 +22,6 @@ from hmr_prob_ros.engines import EngineError
 from hmr_prob_ros.engines.half import half_networks, linear_layers
 from hmr_prob_ros.engines.onnxruntime import default_threads
 from hmr_prob_ros.estimator import Estimator, draw_latents
-from hmr_prob_ros.training.export import export_graph
-from hmr_prob_ros.training.graph import OUTPUTS, PosteriorGraph
-from hmr_prob_ros.training.models import FlowPosterior
 
 _BFLOAT16 = "mlas.enable_gemm_fastmath_arm64_bfloat16"
 
@@ -109,20 +105,6 @@ def int8_graph(path: Path, out: Path, layers: bool) -> Path:
     return out
 
 
-def rows_graph(model: FlowPosterior, modes: int, path: Path) -> Path:
-    """The graph of a model with a row for each sample: the int8 tools know weights as second factors only."""
-    module = PosteriorGraph(model, modes)
-    module.columns = False
-    inputs = {
-        "keypoints": torch.rand(2, 23, 3),
-        "box": torch.tensor([[0.1, 0.1, 0.5]] * 2),
-        "latents": torch.randn(2, 4 * modes + 3, model.latent_size),
-    }
-    axes = {"keypoints": {0: "B"}, "box": {0: "B"}, "latents": {0: "B", 1: "N"}}
-    export_graph(module, inputs, OUTPUTS, axes, path)
-    return path
-
-
 def bfloat16_trouble() -> str:
     """Why ONNX Runtime's CPU provider cannot take products in bfloat16 here, "" where it can."""
     helper, kind = onnx.helper, onnx.TensorProto.BFLOAT16
@@ -163,11 +145,9 @@ def variants(bench: Bench) -> Iterator[Variant]:
     yield make("binding", binding=True)
     for threads in bench.options.sweep_threads:
         yield make(f"{threads} thread{'s' * (threads > 1)}", threads=threads)
-    rows = rows_graph(bench.model, bundle.num_modes, bench.folder / "rows.onnx")
-    yield make("samples first", rows)
-    for layers, name in ((False, "int8, samples first, all layers"), (True, "int8, samples first, layers of the flow")):
+    for layers, name in ((False, "int8, all layers"), (True, "int8, layers of the flow")):
         try:
-            yield make(name, int8_graph(rows, bench.folder / f"int8_{layers:d}.onnx", layers))
+            yield make(name, int8_graph(path, bench.folder / f"int8_{layers:d}.onnx", layers))
         except Exception as error:  # of the quantiser, which has no class of its own
             yield Variant(name, bundle, None, f"{type(error).__name__}: {error}")
     yield make("fp16 (in float32 where the CPU has none)", half_networks(onnx.load(str(path))).SerializeToString())

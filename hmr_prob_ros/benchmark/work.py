@@ -38,25 +38,18 @@ def _inputs(bundle: Bundle, person: Person2D, camera: Camera, samples: int) -> d
 
 
 def sample_layers(found: Sequence[Product], samples: int, modes: int = 0) -> list[Product]:
-    """The products that are layers of the flow: one column, or one row, for each of B N samples.
+    """The products that are layers of the flow: one row for each of B N samples, and constant weights.
 
-    Where the modes are learned they go through the flow too, and there is one for each of them but the first. In
-    kinematics there are three columns for each sample, and in k-means both factors differ from person to person.
+    Where the modes are learned they go through the flow too, and there is a row for each of them but the first. In
+    kinematics the samples are columns, and in k-means both factors differ from person to person.
     """
-    counts = {samples, samples + modes - 1}
-    return [p for p in found if _is_layer(p, counts) and min(p.first[-1], *p.output[-2:]) >= _NARROW]
+    rows = {samples, samples + modes - 1}
+    return [p for p in found if p.rows in rows and not p.second and min(_widths(p)) >= _NARROW]
 
 
-def _is_layer(product: Product, counts: set[int]) -> bool:
-    if len(product.second) > 2:
-        return False
-    columns = len(product.first) == len(product.second) == 2 and product.output[-1] in counts
-    return columns or (product.rows in counts and math.prod(product.first[:-1]) == product.rows)
-
-
-def _widths(layer: Product) -> tuple[int, int]:
-    """Numbers into a layer and out of it."""
-    return layer.first[-1], layer.first[0] if layer.second else layer.output[-1]
+def _widths(product: Product) -> tuple[int, int]:
+    """Numbers that go into a row of the result, and numbers of a row."""
+    return product.operations // (2 * math.prod(product.output)), product.output[-1]
 
 
 def peak(

@@ -40,7 +40,12 @@ def differences(expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarr
 
 
 def worst(errors: Mapping[str, Mapping[str, float]], figure: str = "p99") -> tuple[str, float]:
-    """The output with the largest of a figure, and that figure; log-densities aside, which are large numbers."""
-    rows = {name: row[figure] for name, row in errors.items() if figure in row and not name.endswith("log_density")}
+    """The output with the largest of a figure, and that figure.
+
+    Log-densities aside, which are large numbers, and the modes' weights, which are counts: a draw half-way between two
+    modes may be either's.
+    """
+    aside = ("log_density", "mode_weight")
+    rows = {name: row[figure] for name, row in errors.items() if figure in row and not name.endswith(aside)}
     name = max(rows, key=lambda key: rows[key])
     return name, rows[name]
