@@ -14,7 +14,7 @@ import numpy as np
 from .bundle import Bundle, BundleError
 from .camera import Camera, condition
 from .detectors import PoseDetector, make_detector
-from .engines import DeviceError, Engine, EngineError, make_engine
+from .engines import DeviceError, Engine, EngineError, make_engine, usual_threads
 from .hypotheses import HypothesisError, HypothesisSet, Person2D
 from .quantize import quantize, shares
 from .skeleton import JOINT_KEYPOINTS
@@ -79,7 +79,7 @@ class Estimator:
         seed: of the latents. They are drawn once, so that the same frame gives the same answer and a still person
             does not tremble.
         keep_samples: also hand out the joints and keypoints of all N samples.
-        threads: of the engine, 0 for its own choice.
+        threads: of the engine, 0 for :func:`.engines.usual_threads`.
         tracker: gives identities; a new :class:`Tracker` by default.
 
     Raises:
@@ -115,7 +115,7 @@ class Estimator:
             )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.engine = (
-            make_engine(engine, self.bundle.model_path, threads=threads, precision=precision)
+            make_engine(engine, self.bundle.model_path, threads=threads or usual_threads(samples), precision=precision)
             if isinstance(engine, str)
             else engine
         )

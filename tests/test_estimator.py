@@ -21,6 +21,7 @@ from hmr_prob_ros import Bundle, Camera, Estimator, Person2D
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.bundle import BundleError
 from hmr_prob_ros.engines import DeviceError, Engine
+from hmr_prob_ros.engines.onnxruntime import default_threads
 from hmr_prob_ros.estimator import draw_latents
 from hmr_prob_ros.skeleton import JOINT_KEYPOINTS, JOINT_NAMES
 
@@ -142,6 +143,12 @@ def test_fewer_modes_are_the_first_of_the_learned_ones(estimator: Estimator, bod
     expected = (np.bincount(nearest, minlength=modes) + 1) / (99 + modes)
     assert np.allclose(found.weights, expected, atol=1e-6)
     assert (np.diff(found.weights) <= 0).all()
+
+
+def test_few_samples_take_one_thread(bundle: Bundle) -> None:
+    engines = [Estimator(bundle, detector=None, samples=samples).engine for samples in (100, 1024)]
+    given = Estimator(bundle, detector=None, threads=2).engine
+    assert [getattr(engine, "threads", None) for engine in (*engines, given)] == [1, default_threads(), 2]
 
 
 def test_modes_are_bodies(estimator: Estimator, body: Body) -> None:

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--node", type=_pair, nargs="+", default=[], metavar="NAME=VALUE", help="more parameters of the node")
     add("--engine", default="onnxruntime")
     add("--precision", default="fp32")
-    add("--threads", type=int, default=2, help="of the engine (default: 2)")
+    add("--threads", type=int, default=1, help="of the engine (default: 1, as for up to 256 samples)")
     add("--samples", type=int, default=100, help="N where it is not varied (default: 100)")
     add("--modes", type=int, default=10, help="n where it is not varied (default: 10)")
     add("--people", type=int, nargs="+", default=[1, 2, 4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FlowGraph", "compare_sampler"]
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def compare_sampler(bench: Bench) -> dict[str, Any]:
 
     ``flow``: the sampler alone, latents and condition to poses and log-densities, on both sides. ``posterior``: eager
     encoder, plain sampler, heads and kinematics against the whole graph, which makes modes and moments besides.
+    ``plain_rounding`` and ``graph_rounding``: how far the poses of either are from the same flow's in float64.
     ``most``: the factor for the flow if its layers ran at the measured peak of float32 products and all else took no
     time: with these widths and equal results nothing can be faster on the same cores.
     """
@@ -87,6 +89,7 @@ def compare_sampler(bench: Bench) -> dict[str, Any]:
     keypoints, box = torch.from_numpy(person["keypoints"]), torch.from_numpy(person["box"])
     code = model.condition(keypoints, box).code
     whole = Posterior(model, plain)
+    exact = copy.deepcopy(model.flow).double()
     rows, before = [], torch.get_num_threads()
     peaks = {count: matmul_rate(*LARGE, threads=count) for count in bench.options.sweep_threads}
     couplings = [layer for layer in model.flow.modules() if isinstance(layer, AffineCoupling)]
@@ -105,10 +108,13 @@ def compare_sampler(bench: Bench) -> dict[str, Any]:
 
             pose, density = plain.sample(latents, code)
             ours = flow_engine.run(feeds)
+            truth = exact.sample(latents.double(), code.double())[0].numpy()
             eager, graph = whole(keypoints, box, everything), engine.run(inputs)
             names = ("joints", "rotations", "log_density")
             difference = {
                 "pose": _difference(ours["pose"], pose.numpy()),
+                "plain_rounding": _difference(pose.numpy(), truth),
+                "graph_rounding": _difference(ours["pose"], truth),
                 "log_density": _difference(ours["log_density"], density.numpy(), relative=True),
                 **{
                     f"posterior_{name}": _difference(

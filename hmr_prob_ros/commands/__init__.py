@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import CommandError, natural, positive, positive_number, write_json
-from ..engines import CPU, ENGINES, PRECISIONS, engine_or_fallback
+from ..engines import CPU, ENGINES, PRECISIONS, engine_or_fallback, usual_threads
 
 if TYPE_CHECKING:
     from ..estimator import Estimator
@@ -91,9 +91,8 @@ def make_estimator(arguments: argparse.Namespace, **more: Any) -> Estimator:
             raise CommandError(f"--detector-option {text!r}: {value!r} is not YAML") from error
     bundle = Bundle.load(arguments.bundle)  # before the detector: it loads faster and fails more often
     detector = make_detector(arguments.detector, **options)
-    engine = engine_or_fallback(
-        arguments.engine, bundle.model_path, threads=arguments.threads, precision=arguments.precision
-    )
+    threads = arguments.threads or usual_threads(arguments.samples)
+    engine = engine_or_fallback(arguments.engine, bundle.model_path, threads=threads, precision=arguments.precision)
     return Estimator(
         bundle,
         detector,

@@ -19,7 +19,7 @@ from ..benchmark.table import format_result
 from ..bundle import Bundle
 from ..camera import Camera
 from ..detectors import PoseDetector, make_detector
-from ..engines import make_engine
+from ..engines import make_engine, usual_threads
 from ..estimator import Estimator
 from . import CommandError, add_estimator_arguments, check_modes, positive, write_json
 
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     engines, missing = posterior.available_engines(arguments.engines)
     data = accuracy_of.load_examples(arguments.set, arguments.set_examples)
     bundle = Bundle.load(arguments.bundle)
-    threads = arguments.threads or min(measure.cores(), 2)
+    threads = arguments.threads or usual_threads(arguments.samples) or min(measure.cores(), 2)
     frames = stages.read_frames(arguments.input, size, arguments.frames)
     camera = Camera.guess(*size)
     engine = make_engine(arguments.engine, bundle.model_path, threads=threads, precision=arguments.precision)

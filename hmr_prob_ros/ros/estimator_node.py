@@ -34,7 +34,7 @@ from ..bundle import Bundle
 from ..camera import Camera, CameraError
 from ..detectors import make_detector
 from ..drawing import draw_overlay
-from ..engines import EngineError, engine_or_fallback
+from ..engines import EngineError, engine_or_fallback, usual_threads
 from ..estimator import Estimator
 from ..hypotheses import HypothesisError, HypothesisSet, Person2D
 from .cameras import CameraInfos
@@ -143,7 +143,7 @@ class EstimatorNode(Node):
             settings.engine,
             bundle.model_path,
             self.get_logger().warning,
-            threads=settings.engine_threads,
+            threads=settings.engine_threads or usual_threads(settings.samples),
             precision=settings.precision,
         )
         return Estimator(
