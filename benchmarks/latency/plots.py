@@ -78,7 +78,7 @@ def _sustained(result: dict[str, Any], out: Path) -> list[str]:
         label="memory of the node",
     )
     right.set_ylabel("resident memory, MB")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.3 * max(row["memory_mb"] for row in rows))
     left.grid(alpha=0.3)
     figure.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.0), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.94))
