@@ -114,8 +114,8 @@ def test_agrees_with_the_runtimes_evaluation(
             return {n: v.numpy() for n, v in zip(self.names, values) if n in outputs}
 
     bundle = SimpleNamespace(
-        name="trial", latent_size=flow.latent_size, num_modes=5, model_path="model", density_path=__file__,
-        body_hash=body.hash,
+        name="trial", latent_size=flow.latent_size, num_modes=5, nested_modes=False, model_path="model",
+        density_path=__file__, body_hash=body.hash,
     )  # fmt: skip
     monkeypatch.setattr(runtime.Bundle, "load", lambda path: bundle)
     monkeypatch.setattr(

@@ -197,7 +197,7 @@ def test_a_killed_run_goes_on(shards: Path, command: list[str], tmp_path: Path) 
     ("arguments", "text"),
     [
         (["--weights", "none.onnx"], "no weights of tinypose"),
-        (["--detector", "mediapipe"], "no heatmaps"),
+        (["--detector", "mediapipe"], "points are regressed"),
         (["--shards", "2-5"], "there are shards 0 to 2"),
         (["--body", "none.npz"], "none.npz"),
     ],
