@@ -14,7 +14,7 @@ from importlib import metadata
 
 import cv2
 
-from .commands import bench, build_engine, demo, doctor, estimate, offline, sets
+from .commands import bench, build_engine, demo, doctor, estimate, offline, record, replay, sets
 
 _COMMANDS = {
     "estimate": (
@@ -23,6 +23,8 @@ _COMMANDS = {
         "video, picture, folder or camera in, hypotheses as JSON lines out",
     ),
     "demo": (demo.add_arguments, demo.run, "the whole line on ROS 2: camera player, estimator node, recorder"),
+    "record": (record.add_arguments, record.run, "all ROS topics, or some, into a bag (mcap or sqlite3)"),
+    "replay": (replay.add_arguments, replay.run, "publish a bag on ROS again"),
     "bench": (bench.add_arguments, bench.run, "milliseconds of every stage on this machine"),
     "build-engine": (
         build_engine.add_arguments,

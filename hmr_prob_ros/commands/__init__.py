@@ -8,12 +8,17 @@ __all__ = [
     "check_modes",
     "make_estimator",
     "natural",
+    "natural_number",
     "positive",
     "positive_number",
+    "ros_parts",
     "write_json",
 ]
 
 import argparse
+import contextlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +27,30 @@ from ..engines import CPU, ENGINES, PRECISIONS, engine_or_fallback, usual_thread
 
 if TYPE_CHECKING:
     from ..estimator import Estimator
+
+
+def natural_number(text: str) -> float:
+    """An argument that is a finite number, 0 or above."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
+@contextlib.contextmanager
+def ros_parts(command: str) -> Iterator[None]:
+    """Round the imports of a command that needs ROS: a missing package becomes a CommandError with the mend."""
+    try:
+        yield
+    except ImportError as error:
+        name = error.name or ""
+        if name.startswith("hmr_prob_ros.") and not name.startswith("hmr_prob_ros.msg"):
+            raise  # not a missing package but a broken installation
+        mend = "pip install 'hmr_prob_ros[demo]'" if name.partition(".")[0] == "mcap" else "see `hmr-prob doctor`"
+        raise CommandError(f"`hmr-prob {command}` needs a package that is not here ({error}): {mend}") from error
 
 
 def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:

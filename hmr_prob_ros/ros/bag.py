@@ -6,23 +6,36 @@ this project's own messages.
 
 from __future__ import annotations
 
+import importlib
 import queue
 import re
-import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from mcap.exceptions import McapError
 from mcap.reader import make_reader
-from mcap.writer import CompressionType, Writer
 from rclpy.serialization import deserialize_message
 
-__all__ = ["BagError", "BagWriter", "Recorded", "message_definition", "read_bag", "type_name"]
+from .bag_storage import McapFile, Topic
+
+__all__ = [
+    "BagError",
+    "BagThread",
+    "BagWriter",
+    "Recorded",
+    "Sink",
+    "message_class",
+    "message_definition",
+    "read_bag",
+    "type_name",
+]
 
 _BASIC = {"boolean": "bool", "octet": "byte", "float": "float32", "double": "float64"}
 _SEPARATOR = "=" * 80
+_FLUSH = 0.5  # seconds of messages that a killed recorder loses at most
 
 
 class BagError(RuntimeError):
@@ -31,7 +44,8 @@ class BagError(RuntimeError):
 
 def type_name(message: type) -> str:
     """``sensor_msgs/msg/Image`` for the class of that message."""
-    return f"{message.__module__.split('.')[0]}/msg/{message.__name__}"
+    package, folder, *_ = message.__module__.split(".")
+    return f"{package}/{folder}/{message.__name__}"
 
 
 def _field_type(text: str) -> str:
@@ -45,10 +59,19 @@ def _field_type(text: str) -> str:
     return _BASIC.get(text, text)
 
 
-def _class_of(name: str) -> type:
-    package, short = name.split("/")
-    __import__(f"{package}.msg")
-    return getattr(sys.modules[f"{package}.msg"], short)
+def message_class(name: str) -> type:
+    """The class of ``sensor_msgs/msg/Image`` (or ``sensor_msgs/Image``).
+
+    Raises:
+        ImportError: its package is not installed or has no such message.
+    """
+    package, *folder, short = name.split("/")
+    module = f"{package}.{folder[0] if folder else 'msg'}"
+    try:
+        return getattr(importlib.import_module(module), short)
+    except (ImportError, AttributeError) as error:
+        mend = f"pip install ros-{package.replace('_', '-')}, apt install it or source the workspace that has it"
+        raise ImportError(f"the type {name} is not installed: {mend}") from error
 
 
 def message_definition(message: type) -> str:
@@ -64,13 +87,27 @@ def message_definition(message: type) -> str:
         for field, kind in current.get_fields_and_field_types().items():  # type: ignore[attr-defined]
             lines.append(f"{_field_type(kind)} {field}")
             if match := re.search(r"[a-z]\w*/[A-Z]\w*", kind):
-                nested = _class_of(match[0])
+                nested = message_class(match[0])
                 if nested not in seen:
                     seen.add(nested)
                     todo.append(nested)
         package, _, short = type_name(current).split("/")
         parts.append(("" if not parts else f"{_SEPARATOR}\nMSG: {package}/{short}\n") + "\n".join(lines) + "\n")
     return "".join(parts)
+
+
+class Sink(Protocol):
+    """What a :class:`BagThread` writes to: one file, or the folder of a bag."""
+
+    path: Path
+
+    def add_topic(self, topic: Topic) -> None: ...
+
+    def write(self, topic: str, data: bytes, received: int, published: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Recorded(NamedTuple):
@@ -81,8 +118,95 @@ class Recorded(NamedTuple):
     message: Any
 
 
-class BagWriter:
-    """Writes messages from a thread of its own: compressing an image must not delay the next reception.
+class BagThread:
+    """Writes a bag from a thread of its own: compressing an image must not delay the next reception.
+
+    Args:
+        sink: what the thread alone writes to.
+        limit: bytes that may wait for the disk; messages beyond are dropped and counted.
+    """
+
+    def __init__(self, sink: Sink, limit: int = 512 << 20) -> None:
+        self.dropped = 0
+        self._sink = sink
+        self._limit = limit
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._queue: queue.Queue[tuple[str, bytes, int, int] | Topic | None] = queue.Queue()
+        self._error: OSError | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="bag", daemon=True)
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """The disk is full or the file went away; :meth:`close` tells."""
+        return self._error is not None
+
+    def add_topic(self, topic: Topic) -> None:
+        """Before its first message."""
+        self._queue.put(topic)
+
+    def add(self, topic: str, data: bytes, received: int, published: int) -> bool:
+        """Queue a serialised message, both times in nanoseconds; False when it was dropped."""
+        with self._lock:
+            if self._waiting + len(data) > self._limit:
+                self.dropped += 1
+                return False
+            self._waiting += len(data)
+        self._queue.put((topic, data, received, published))
+        return True
+
+    def _work(self) -> None:
+        last, flushed = 0, time.monotonic()
+        while True:
+            try:
+                item = self._queue.get(timeout=_FLUSH)
+                if item is None:
+                    return
+                if self._error is not None:
+                    continue
+                if isinstance(item, Topic):
+                    self._sink.add_topic(item)
+                else:
+                    topic, data, received, published = item
+                    with self._lock:
+                        self._waiting -= len(data)
+                    last = max(last, received)  # readers of a bag without an index want its times in order
+                    self._sink.write(topic, data, last, published)
+            except queue.Empty:
+                pass
+            except OSError as error:
+                self._error = error
+            if time.monotonic() - flushed >= _FLUSH and self._error is None:
+                try:
+                    self._sink.flush()
+                except OSError as error:
+                    self._error = error
+                flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is queued and the index.
+
+        Raises:
+            BagError: the disk was full or the file went away.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        try:
+            self._sink.close()
+        except OSError as error:
+            self._error = self._error or error
+        if self._error is not None:
+            reason = self._error.strerror or self._error
+            raise BagError(f"the bag {self._sink.path} is not complete ({reason}): make room on the disk")
+
+
+class BagWriter(BagThread):
+    """Writes serialised messages to one mcap file, from a thread of its own.
 
     Args:
         path: the mcap file; its folder is made.
@@ -96,54 +220,12 @@ class BagWriter:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("wb")
+            file = McapFile(self.path)
         except OSError as error:
             raise BagError(f"cannot write the bag {self.path} ({error.strerror}): choose another folder") from error
-        # Chunks of several images: zstd finds what they share. 1 to 3 ms an image, and half of lz4's size or less.
-        self._writer = Writer(self._file, chunk_size=4 << 20, compression=CompressionType.ZSTD)
-        self._writer.start(profile="ros2", library="hmr_prob_ros")
-        self._channels: dict[str, int] = {}
+        super().__init__(file, limit=4 << 30)
         for topic, message in topics.items():
-            schema = self._writer.register_schema(type_name(message), "ros2msg", message_definition(message).encode())
-            self._channels[topic] = self._writer.register_channel(topic, "cdr", schema, {"offered_qos_profiles": ""})
-        self._counts = dict.fromkeys(topics, 0)
-        self._queue: queue.Queue[tuple[str, bytes, int, int] | None] = queue.Queue()
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._work, name="bag", daemon=True)
-        self._thread.start()
-
-    def add(self, topic: str, data: bytes, received: int, published: int) -> None:
-        """Queue a serialised message; both times in nanoseconds."""
-        self._queue.put((topic, data, received, published))
-
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue
-            topic, data, received, published = item
-            try:
-                self._writer.add_message(self._channels[topic], received, data, published, self._counts[topic])
-                self._counts[topic] += 1
-            except OSError as error:
-                self._error = error
-
-    def close(self) -> None:
-        """Write what is queued and the index.
-
-        Raises:
-            BagError: the disk was full or the file went away.
-        """
-        if self._file.closed:
-            return
-        self._queue.put(None)
-        self._thread.join()
-        try:
-            if self._error is not None:
-                raise self._error
-            self._writer.finish()
-            self._file.close()
-        except OSError as error:
-            raise BagError(f"the bag {self.path} is not complete ({error.strerror}): make room on the disk") from error
+            self.add_topic(Topic(topic, type_name(message), message_definition(message)))
 
 
 def read_bag(path: str | Path, topics: Mapping[str, type]) -> Iterator[Recorded]:

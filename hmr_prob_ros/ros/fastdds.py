@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["fastdds_environment", "remove_broken_segments", "share_file"]
+__all__ = ["fastdds_environment", "remove_broken_segments", "share_file", "use_image_profile"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,14 @@ def fastdds_environment(environment: Mapping[str, str] | None = None) -> dict[st
     if result.get("ROS_DISTRO") in _OLD:
         result["FASTRTPS_DEFAULT_PROFILES_FILE"] = profile
     return result
+
+
+def use_image_profile() -> None:
+    """Have this process use the profile for images, before it starts rclpy; nothing where the profile is missing."""
+    try:
+        os.environ.update(fastdds_environment())
+    except FileNotFoundError as error:
+        logger.warning("large images may get lost: %s", error)
 
 
 def remove_broken_segments(folder: str | Path = "/dev/shm", age: float = 3.0) -> list[str]:

@@ -1,0 +1,101 @@
+"""Definitions of message types that are not installed, as the node that publishes them tells them (REP-2016)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.task import Future
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+__all__ = ["DescriptionRequest", "definition_of"]
+
+_PATIENCE = 10.0  # seconds; nodes before Iron do not answer
+_AGAIN = 0.5  # an answer that comes before discovery went both ways is lost
+_BASIC = {"BOOLEAN": "bool", "FLOAT": "float32", "DOUBLE": "float64"}
+_FILLER = "structure_needs_at_least_one_member"  # C's empty structs are none
+_SEPARATOR = "=" * 80
+
+
+def _type(kind: Any, names: dict[int, str]) -> str:
+    """One ``type_description_interfaces/FieldType`` in the words of a ``.msg`` file."""
+    name, suffix = names[kind.type_id], ""
+    for ending, form in (("_BOUNDED_SEQUENCE", "[<={}]"), ("_UNBOUNDED_SEQUENCE", "[]"), ("_ARRAY", "[{}]")):
+        if name.endswith(ending):
+            name, suffix = name.removesuffix(ending), form.format(kind.capacity)
+            break
+    if name == "NESTED_TYPE":
+        package, _, short = kind.nested_type_name.split("/")
+        return f"{package}/{short}{suffix}"
+    if name.startswith("BOUNDED_"):
+        return f"{name.removeprefix('BOUNDED_').lower()}<={kind.string_capacity}{suffix}"
+    return f"{_BASIC.get(name, name.lower())}{suffix}"
+
+
+def definition_of(description: Any) -> str:
+    """``type_description_interfaces/TypeDescription`` -> the text of the type and all inside it (``ros2msg``)."""
+    from type_description_interfaces.msg import FieldType
+
+    names = {
+        getattr(FieldType, n): n.removeprefix("FIELD_TYPE_")
+        for n in dir(type(FieldType))
+        if n.startswith("FIELD_TYPE_")
+    }
+    parts: list[str] = []
+    for one in (description.type_description, *description.referenced_type_descriptions):
+        package, _, short = one.type_name.split("/")
+        head = f"{_SEPARATOR}\nMSG: {package}/{short}\n" if parts else ""
+        lines = [f"{_type(f.type, names)} {f.name}\n" for f in one.fields if f.name != _FILLER]
+        parts.append(head + "".join(lines))
+    return "".join(parts)
+
+
+class DescriptionRequest:
+    """A question to the node that publishes a topic, answered while that of the recorder spins.
+
+    Args:
+        node: asks.
+        publisher: of the topic.
+    """
+
+    def __init__(self, node: Node, publisher: TopicEndpointInfo) -> None:
+        self._node = node
+        self._publisher = publisher
+        self._end = time.monotonic() + _PATIENCE
+        self._sent = 0.0
+        self._future: Future | None = None
+        self._client: Any = None
+        try:
+            from type_description_interfaces.srv import GetTypeDescription
+        except ImportError:  # before Iron
+            self._end = 0.0
+            return
+        space = publisher.node_namespace.rstrip("/")
+        name = f"{space}/{publisher.node_name}/get_type_description"
+        self._client = node.create_client(GetTypeDescription, name)
+
+    def answer(self) -> str | None:
+        """The definition, "" where none is to be had, None while it may still come."""
+        now = time.monotonic()
+        if self._client is not None and now - self._sent > _AGAIN and self._client.service_is_ready():
+            self._sent = now
+            request = self._client.srv_type.Request()
+            request.type_name = self._publisher.topic_type
+            request.type_hash = str(self._publisher.topic_type_hash)
+            request.include_type_sources = False
+            self._future = self._client.call_async(request)
+        if self._future is not None and self._future.done():
+            response: Any = self._future.result()
+            self._close()
+            return definition_of(response.type_description) if response.successful else ""
+        if now < self._end:
+            return None
+        self._close()
+        return ""
+
+    def _close(self) -> None:
+        if self._client is not None:
+            self._node.destroy_client(self._client)
+            self._client = None
+            self._end = 0.0
