@@ -81,7 +81,7 @@ $(VENV)/.package: $(VENV)/.runtime $(BUILD_FILES)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package pyproject.toml tools/install.py
-	@$(BIN)/python tools/install.py $(if $(TORCH_INDEX_URL),--torch-index "$(TORCH_INDEX_URL)") build base mediapipe blazepose demo rtmlib train images vitpose bench smplx dev
+	@$(BIN)/python tools/install.py $(if $(TORCH_INDEX_URL),--torch-index "$(TORCH_INDEX_URL)") build base mediapipe blazepose demo view rtmlib train images vitpose bench smplx dev
 	@touch $@
 
 clean:

@@ -14,7 +14,7 @@ from importlib import metadata
 
 import cv2
 
-from .commands import bench, build_engine, demo, doctor, estimate, offline, record, replay, sets
+from .commands import bench, build_engine, demo, doctor, estimate, offline, record, replay, sets, view
 
 _COMMANDS = {
     "estimate": (
@@ -25,6 +25,7 @@ _COMMANDS = {
     "demo": (demo.add_arguments, demo.run, "the whole line on ROS 2: camera player, estimator node, recorder"),
     "record": (record.add_arguments, record.run, "all ROS topics, or some, into a bag (mcap or sqlite3)"),
     "replay": (replay.add_arguments, replay.run, "publish a bag on ROS again"),
+    "view": (view.add_arguments, view.run, "a bag or a running system in rerun's viewer, also in a browser"),
     "bench": (bench.add_arguments, bench.run, "milliseconds of every stage on this machine"),
     "build-engine": (
         build_engine.add_arguments,

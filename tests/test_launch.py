@@ -132,5 +132,5 @@ def test_profile_has_room_for_images_and_a_way_to_other_hosts() -> None:
 def test_rviz_view_shows_the_topics_in_the_players_frame() -> None:
     view = yaml.safe_load((ROOT / "rviz" / "human.rviz").read_text())["Visualization Manager"]
     topics = {d["Topic"]["Value"] for d in view["Displays"] if "Topic" in d}
-    assert topics == {"/human/markers", "/human/overlay"}
+    assert topics == {"/human/markers", "/human/mesh", "/human/overlay"}
     assert view["Global Options"]["Fixed Frame"] == "camera_optical_frame"

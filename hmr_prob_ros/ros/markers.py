@@ -14,7 +14,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from ..hypotheses import HypothesisSet
 from ..skeleton import BONES
 
-__all__ = ["CHI2_95", "MarkerBuilder", "ellipsoids"]
+__all__ = ["CHI2_95", "MarkerBuilder", "ellipsoids", "mode_colours"]
 
 CHI2_95 = 7.814727903251178
 """95 % quantile of the chi-squared distribution with three degrees of freedom."""
@@ -45,10 +45,21 @@ def ellipsoids(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return diameters, quaternions
 
 
-def _colour(share: float) -> ColorRGBA:
-    """From blue and faint (light mode) to orange and solid (heaviest mode); ``share`` is weight over largest weight."""
+def mode_colours(share: np.ndarray) -> np.ndarray:
+    """From blue and faint (light mode) to orange and solid (heaviest mode).
+
+    Args:
+        share: (n,) weight over largest weight.
+
+    Returns:
+        (n, 4) red, green, blue and alpha from 0 to 1.
+    """
     low, high = np.array([0.25, 0.45, 0.95, 0.15]), np.array([1.0, 0.55, 0.1, 1.0])
-    r, g, b, a = (low + (high - low) * share).tolist()
+    return low + (high - low) * np.asarray(share, np.float64)[:, None]
+
+
+def _colour(share: float) -> ColorRGBA:
+    r, g, b, a = mode_colours(np.array([share]))[0].tolist()
     return ColorRGBA(r=r, g=g, b=b, a=a)
 
 
