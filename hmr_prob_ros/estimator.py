@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Estimator", "draw_latents"]
 
+import inspect
 import logging
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from .engines import DeviceError, Engine, EngineError, make_engine, usual_thread
 from .hypotheses import HypothesisError, HypothesisSet, Person2D
 from .quantize import quantize, shares
 from .skeleton import JOINT_KEYPOINTS
-from .tracking import Tracker
+from .tracking import Tracker, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Estimator:
         keep_samples: also hand out the joints and keypoints of all N samples.
         threads: of the engine, 0 for :func:`.engines.usual_threads`.
         tracker: gives identities; a new :class:`Tracker` by default.
+        max_people: cap on the people of a frame, the nearest to the camera first; None for all that the detector
+            finds (which has a cap of its own, since each person costs it time).
 
     Raises:
         ValueError: ``samples`` or ``modes`` cannot be served.
@@ -105,9 +108,12 @@ class Estimator:
         threads: int = 0,
         tracker: Tracker | None = None,
         precision: str = "fp32",
+        max_people: int | None = None,
     ) -> None:
         if samples < 1 or modes < 1:
             raise ValueError(f"samples ({samples}) and modes ({modes}) must be at least 1")
+        if max_people is not None and max_people < 1:
+            raise ValueError(f"max_people is {max_people}, but it must be at least 1, or None for everybody")
         if modes > samples:
             raise ValueError(
                 f"{modes} modes cannot be made from {samples} samples: ask for at most {samples} modes "
@@ -140,23 +146,31 @@ class Estimator:
             ) from error
         self.detector = make_detector(detector) if isinstance(detector, str) else detector
         self.tracker = tracker if tracker is not None else Tracker()
+        self.max_people = max_people
+        """May change at any time."""
+        self._nearest: frozenset[int] = frozenset()
+        # Detectors of users may look at pictures only.
+        self._stamped = self.detector is not None and "stamp" in inspect.signature(self.detector.detect).parameters
         if (warm_up := getattr(self.engine, "warm_up", None)) is not None:
             most = _USUAL if self.detector is None else min(self.detector.max_people, _USUAL)
             warm_up([self._unseen(count) for count in range(1, most + 1)], self._wanted())
 
-    def __call__(self, image: np.ndarray, camera: Camera | None = None) -> list[HypothesisSet]:
+    def __call__(
+        self, image: np.ndarray, camera: Camera | None = None, stamp: float | None = None
+    ) -> list[HypothesisSet]:
         """What every person in a frame may be doing: :meth:`detect`, then :meth:`infer`.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             camera: intrinsics of the image; None guesses the focal length, and then distances are a guess too.
+            stamp: when the image was taken, in seconds; without it frames come 30 times a second.
 
         Raises:
             ValueError: the frame is no colour image, or the camera is for another image size.
         """
         timings: dict[str, float] = {}
         start = time.perf_counter()
-        people = self.detect(image, camera, timings)
+        people = self.detect(image, camera, timings, stamp)
         if camera is None:
             camera = Camera.guess(image.shape[1], image.shape[0])
         found = self.infer(people, camera, timings)
@@ -165,17 +179,23 @@ class Estimator:
         return found
 
     def detect(
-        self, image: np.ndarray, camera: Camera | None = None, timings: dict[str, float] | None = None
+        self,
+        image: np.ndarray,
+        camera: Camera | None = None,
+        timings: dict[str, float] | None = None,
+        stamp: float | None = None,
     ) -> list[Person2D]:
-        """The first half: the people in a frame and who they are.
+        """The first half: the people in a frame and who they are, the nearest first, at most ``max_people``.
 
         It holds all that remembers earlier frames, so frames come in order. The other half may work on an earlier
         frame in another thread meanwhile.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            camera: what :meth:`infer` will get; only its image size is checked.
+            camera: what :meth:`infer` will get.
             timings: gets the milliseconds of each stage.
+            stamp: when the image was taken, in seconds; without it frames come 30 times a second. Where it goes back
+                by itself, call :meth:`reset` first.
 
         Raises:
             ValueError: the frame is no colour image, or the camera is for another image size.
@@ -192,12 +212,31 @@ class Estimator:
                 f"use camera.scaled({width}, {height}) if the frame was resized"
             )
         start = time.perf_counter()
-        people = self.detector.detect(image)
+        people = self.detector.detect(image, stamp=stamp) if self._stamped else self.detector.detect(image)
         detected = time.perf_counter()
-        people = self.tracker.update(people)
+        people = self.track(people, camera or Camera.guess(width, height), stamp, image)
         took = {"detect": 1e3 * (detected - start), "track": 1e3 * (time.perf_counter() - detected)}
         self._note(took, timings)
         return people
+
+    def track(
+        self, people: list[Person2D], camera: Camera, stamp: float | None = None, image: np.ndarray | None = None
+    ) -> list[Person2D]:
+        """Who the people of the next frame are: the nearest of them, with their identities. Part of :meth:`detect`.
+
+        By itself for people whom another program detected; those that have identities already keep them.
+
+        Args:
+            people: everybody in the frame.
+            camera: its intrinsics.
+            stamp: when it was taken, in seconds.
+            image: (H, W, 3) uint8 RGB where it is at hand: clothes help to tell people apart.
+        """
+        if any(person.id < 0 for person in people) or not people:
+            people = self.tracker.update(people, stamp, image)
+        near = nearest(people, camera, self.max_people, self._nearest)
+        self._nearest = frozenset(person.id for person in near)
+        return near
 
     def infer(
         self, people: list[Person2D], camera: Camera, timings: dict[str, float] | None = None
@@ -248,6 +287,7 @@ class Estimator:
     def reset(self) -> None:
         """Forget the people of earlier frames (another clip begins)."""
         self.tracker.reset()
+        self._nearest = frozenset()
         if self.detector is not None:
             self.detector.reset()
 

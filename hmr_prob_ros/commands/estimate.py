@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
                     camera = _camera(arguments.camera, (width, height))
                 if arguments.still:
                     estimator.reset()
-                people = estimator(frame.image, camera)
+                people = estimator(frame.image, camera, stamp=frame.stamp)
                 frames, found = frames + 1, found + len(people)
                 latency.append(estimator.timings["total"])
                 if lines is not None:
