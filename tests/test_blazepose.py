@@ -193,6 +193,63 @@ def test_one_walks_behind_another(clips: dict[str, list[np.ndarray]]) -> None:
 
 
 @runs_networks
+def test_hidden_person_is_found_again_at_once(clips: dict[str, list[np.ndarray]]) -> None:
+    """A figure goes behind another for a second; beside it again, it is found within a few frames."""
+    figure = cv2.resize(clips["room"][4][20:380, 360:570], (140, 240), interpolation=cv2.INTER_AREA)
+    made, counts = make_detector("blazepose", max_people=3, every=1000), []
+    places = [*range(20, 240, 12), *[250] * 30, *range(262, 500, 12)]
+    for left in places:
+        picture = np.full((300, 640, 3), 190, dtype=np.uint8)
+        picture[40:280, left : left + 140] = figure
+        picture[45:285, 250:390] = figure
+        counts.append(len(made.detect(picture)))
+    apart = [i for i, left in enumerate(places) if left > 250 + 70]
+    assert counts[places.index(140)] == 2
+    assert set(counts[25:45]) == {1}
+    assert counts[apart[8]] == 2, "no look at the whole picture was due"
+    assert max(counts) == 2
+    made.close()
+
+
+@runs_networks
+@pytest.mark.parametrize(("height", "taken"), [(150, False), (300, True)])
+def test_nearer_newcomer_takes_the_place_of_the_farthest(
+    height: int, taken: bool, clips: dict[str, list[np.ndarray]]
+) -> None:
+    """Room for one: who is much larger, so nearer, is followed from then on; who is as large is not."""
+    figure = clips["room"][4][20:380, 360:570]
+    first, other = (cv2.resize(figure, (h * 7 // 12, h), interpolation=cv2.INTER_AREA) for h in (140, height))
+    made = make_detector("blazepose", every=2)
+    places = []
+    for i in range(60):
+        picture = np.full((320, 640, 3), 190, dtype=np.uint8)
+        picture[150:290, 90 : 90 + first.shape[1]] = first
+        if i >= 20:
+            picture[8 : 8 + height, 400 : 400 + other.shape[1]] = other
+        people = made.detect(picture)
+        if i >= 15:  # small as the figure is, it is found in a part of the picture
+            assert len(people) == 1, f"frame {i}"
+            places.append(people[0].keypoints[HIPS, 0].mean())
+    assert max(places[:5]) < 200
+    assert (places[-1] > 400) == taken
+    made.close()
+
+
+@runs_networks
+def test_newcomers_by_the_clock(clips: dict[str, list[np.ndarray]]) -> None:
+    """With stamps, looks for newcomers come every so many seconds, however fast the frames."""
+    looks = {}
+    for rate in (10, 30):
+        made = make_detector("blazepose", max_people=2, seconds=0.5, search=False)
+        for i in range(3 * rate + 1):
+            made.detect(clips["room"][0], i / rate)
+        looks[rate] = made.runs[0]  # type: ignore[attr-defined]
+        made.close()
+    # The first finds the person, the next the first round of one place, then one every half second.
+    assert looks == {10: 2 + 5, 30: 2 + 5}
+
+
+@runs_networks
 def test_small_person_is_found_and_followed(detector: PoseDetector, clips: dict[str, list[np.ndarray]]) -> None:
     """A person a sixth as tall as the picture, too small to be seen in the whole of it, walks across."""
     figure = cv2.resize(clips["room"][4][20:380, 360:570], (70, 120), interpolation=cv2.INTER_AREA)
@@ -260,6 +317,7 @@ def test_bad_and_empty_pictures(detector: PoseDetector) -> None:
         ({"max_people": 0}, "max_people is 0, but it must be a whole number from 1"),
         ({"complexity": 3}, "from 0 to 2"),
         ({"every": 2.5}, "every is 2.5"),
+        ({"seconds": -1}, "seconds is -1, but it must be a time"),
         ({"threads": True}, "threads is True"),
         ({"speed": 3}, "its options are min_detection"),
         ({"complexity": 2}, "pose_landmark_heavy.tflite .*give models=DIR"),

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hmr_prob_ros.detectors import DetectorError, PoseDetector, make_detector
-from hmr_prob_ros.detectors.keypoints import LAYOUTS, box_around, person_from_keypoints, to_keypoints
+from hmr_prob_ros.detectors import DetectorError, Pace, PoseDetector, make_detector
+from hmr_prob_ros.detectors.keypoints import LAYOUTS, box_around, person_from_keypoints, to_keypoints, without_doubles
 from hmr_prob_ros.hypotheses import Person2D
 from hmr_prob_ros.skeleton import KEYPOINT_FLIP, KEYPOINT_NAMES, NUM_KEYPOINTS
 
@@ -185,6 +185,65 @@ def test_several_people(top_down: PoseDetector, test_data: Path) -> None:
     assert len(few.detect(clip[0])) == 1
 
 
+def test_detection_at_a_lower_rate(top_down: PoseDetector, test_data: Path) -> None:
+    """Every tenth frame, crops of the keypoints before in between: the same points, and somebody lost is seen to."""
+    clip = frames(test_data / "real" / "pose2sim_multi_cam01.mp4", list(range(14)))
+    clip = {i: np.ascontiguousarray(cv2.resize(image, (544, 960))) for i, image in clip.items()}
+    models = test_data / "models"
+    weights = {"detector": models / "yolox_nano.onnx", "pose": models / "tinypose_256x192.onnx"}
+    seldom = make_detector("rtmlib", every=10, **weights)
+    apart, detections = [], []
+    for image in clip.values():
+        always, now = top_down.detect(image), seldom.detect(image)
+        detections.append(seldom.runs)  # type: ignore[attr-defined]
+        for person in now:
+            check_form(person)
+            near = min(always, key=lambda other: float(np.abs(other.box - person.box).sum()))
+            sure = np.minimum(person.keypoints[:17, 2], near.keypoints[:17, 2]) > 0.5
+            away = np.linalg.norm(person.keypoints[:17, :2] - near.keypoints[:17, :2], axis=-1)[sure]
+            apart.append(np.median(away) / (near.box[3] - near.box[1]))
+        tall = [sum(p.box[3] - p.box[1] > 300 for p in people) for people in (always, now)]
+        assert tall == [2, 2]
+    assert detections[9] < 10
+    assert detections[0] == 1
+    assert np.median(apart) < 0.01
+    blank = np.zeros_like(clip[0])
+    before = seldom.runs  # type: ignore[attr-defined]
+    assert seldom.detect(blank) == []
+    assert seldom.runs == before + 1, "they are gone: look everywhere at once"  # type: ignore[attr-defined]
+    assert seldom.detect(clip[0]) == []
+    assert seldom.runs == before + 1, "newcomers wait for the next turn"  # type: ignore[attr-defined]
+    seldom.reset()
+    assert len(seldom.detect(clip[0])) >= 2
+    seldom.close()
+
+
+def test_pace_in_frames_and_in_seconds() -> None:
+    frames_only, clock = Pace(3), Pace(3, seconds=0.25)
+    assert [frames_only.due(100.0 * i) for i in range(7)] == [True, False, False, True, False, False, True]
+    assert [clock.due(5 + 0.1 * i) for i in range(7)] == [True, False, False, True, False, False, True]
+    assert clock.due(1.0), "time went back"
+    assert not clock.due(1.1)
+    clock.reset()
+    assert clock.due(1.11)
+    unstamped = Pace(1, seconds=0.1)
+    assert [unstamped.due() for _ in range(7)] == [True, False, False, True, False, False, True], "30 frames a second"
+
+
+def test_doubles_are_one_person() -> None:
+    rng = np.random.default_rng(0)
+    shape = rng.uniform(-1, 1, (23, 2)) * (40, 100)
+
+    def at(x: float, score: float, seen: float = 0.9) -> Person2D:
+        points = np.concatenate([shape + (x, 240) + rng.normal(0, 2, shape.shape), np.full((23, 1), seen)], 1)
+        return Person2D(np.array([x - 45, 130, x + 45, 350]), score, points)
+
+    first, double, beside, unseen = at(100, 0.9), at(105, 0.8), at(150, 0.7), at(100, 0.6, seen=0.0)
+    assert without_doubles([first, double, beside, unseen]) == [first, beside, unseen]
+    assert without_doubles([double, first]) == [double]
+    assert without_doubles([]) == []
+
+
 def test_nobody_in_a_top_down_picture(top_down: PoseDetector) -> None:
     assert top_down.detect(np.full((240, 320, 3), 127, dtype=np.uint8)) == []
 
@@ -263,6 +322,7 @@ def test_nothing_on_standard_error(test_data: Path) -> None:
         ("mediapipe", {"min_detection": 7}, "is a probability"),
         ("rtmlib", {"detector": "/nowhere/yolox.onnx"}, "no detector weights at /nowhere"),
         ("rtmlib", {"mode": "huge"}, "choose one of balanced, lightweight, performance"),
+        ("rtmlib", {"every": 0}, "every is 0, but it must be a whole number from 1"),
     ],
 )
 def test_errors(name: str, options: dict[str, object], message: str) -> None:

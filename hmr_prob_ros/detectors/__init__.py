@@ -17,7 +17,10 @@ import numpy as np
 
 from ..hypotheses import Person2D
 
-__all__ = ["DETECTORS", "DetectorError", "PoseDetector", "make_detector"]
+__all__ = ["DETECTORS", "RATE", "DetectorError", "Pace", "PoseDetector", "make_detector"]
+
+RATE = 30.0
+"""Frames a second where they have no stamps."""
 
 
 class DetectorError(RuntimeError):
@@ -31,10 +34,12 @@ class PoseDetector(Protocol):
     name: str
     max_people: int
 
-    def detect(self, image: np.ndarray) -> list[Person2D]:
+    def detect(self, image: np.ndarray, stamp: float | None = None) -> list[Person2D]:
         """People in ``image`` (H, W, 3) uint8 **RGB**, best first; an empty list where there is nobody.
 
-        Points guessed outside the picture keep their place and their low confidence.
+        Points guessed outside the picture keep their place and their low confidence. ``stamp`` is when the picture was
+        taken, in seconds; without it frames come :data:`RATE` times a second. (A detector of your own may leave
+        ``stamp`` out; the estimator then does not give it.)
         """
         ...
 
@@ -45,6 +50,53 @@ class PoseDetector(Protocol):
     def close(self) -> None:
         """Free the models. The detector cannot be used after that."""
         ...
+
+
+class Pace:
+    """When to look at the whole picture again: every so many frames or, where that is given, seconds.
+
+    Args:
+        every: frames, 1 for each of them.
+        seconds: in place of frames; None counts frames.
+
+    Raises:
+        DetectorError: ``every`` is no whole number above 0, or ``seconds`` no number from 0 to 3600.
+
+    >>> pace = Pace(3)
+    >>> [pace.due() for _ in range(7)]
+    [True, False, False, True, False, False, True]
+    """
+
+    def __init__(self, every: int, seconds: float | None = None) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= 10**6:
+            raise DetectorError(f"every is {every!r}, but it must be a whole number from 1 to {10**6}")
+        if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds <= 3600):
+            raise DetectorError(f"seconds is {seconds!r}, but it must be a time from 0 to 3600 s, or None")
+        self.every, self.seconds = every, seconds
+        self.now = 0.0
+        """Time of the last frame in seconds."""
+        self._frames = 0
+        self._since: float | None = None
+
+    def due(self, stamp: float | None = None) -> bool:
+        """Count a frame taken at ``stamp``; True if it is time, and then the next turn begins."""
+        self.now = self.now + 1 / RATE if stamp is None else float(stamp)
+        self._frames += 1
+        if self._since is not None:
+            passed = self._frames if self.seconds is None else self.now - self._since
+            wanted = self.every if self.seconds is None else self.seconds - 1e-6
+            if 0 <= passed < wanted:
+                return False
+        self.restart()
+        return True
+
+    def restart(self) -> None:
+        """The next turn begins with the frame counted last."""
+        self._frames, self._since = 0, self.now
+
+    def reset(self) -> None:
+        """The next frame is due."""
+        self.now, self._frames, self._since = 0.0, 0, None
 
 
 class _Entry(NamedTuple):

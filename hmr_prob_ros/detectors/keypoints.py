@@ -11,7 +11,7 @@ import numpy as np
 from ..hypotheses import Person2D
 from ..skeleton import KEYPOINT_NAMES, NUM_KEYPOINTS
 
-__all__ = ["LAYOUTS", "box_around", "person_from_keypoints", "to_keypoints"]
+__all__ = ["LAYOUTS", "box_around", "person_from_keypoints", "to_keypoints", "without_doubles"]
 
 _BODY25 = (
     "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist mid_hip right_hip right_knee "
@@ -109,3 +109,22 @@ def person_from_keypoints(
         seen = keypoints[:17, 2][inside[:17] & (keypoints[:17, 2] > 0)]
         score = float(seen.mean()) if len(seen) else 0.0
     return Person2D(box=np.asarray(box), score=float(score), keypoints=keypoints, id=identity)
+
+
+def without_doubles(people: list[Person2D], near: float = 0.1) -> list[Person2D]:
+    """The people, in their order, without those whose body somebody before them has.
+
+    That is: half of the points that both have lie within ``near`` of the smaller one's size (longer side of the box).
+    Where one person hides another, a pose network sees the one in front in both boxes.
+    """
+    kept: list[Person2D] = []
+    for person in people:
+        for other in kept:
+            both = np.minimum(person.keypoints[:, 2], other.keypoints[:, 2]) > 0.1
+            size = min(float((p.box[2:] - p.box[:2]).max()) for p in (person, other))
+            apart = np.linalg.norm(person.keypoints[both, :2] - other.keypoints[both, :2], axis=-1)
+            if len(apart) >= 3 and np.median(apart) < near * size:
+                break
+        else:
+            kept.append(person)
+    return kept

@@ -134,7 +134,7 @@ class MediaPipeDetector:
         self._lock = threading.Lock()
         self._closed = False
 
-    def detect(self, image: np.ndarray) -> list[Person2D]:
+    def detect(self, image: np.ndarray, stamp: float | None = None) -> list[Person2D]:
         """See :class:`PoseDetector`."""
         if not check_image(image):
             return []
