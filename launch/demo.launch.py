@@ -35,9 +35,10 @@ ARGUMENTS = (
     ("precision", "", "of the engine: fp32, or on a GPU tf32 or fp16"),
     ("samples", "", "bodies drawn for each person; empty: 100"),
     ("modes", "", "weighted bodies published for each person; empty: 10"),
+    ("autostart", "", "start by itself (empty or true), or false: a lifecycle manager configures and activates"),
     ("image_profile", "true", "use the package's Fast DDS profile for images (see estimator.launch.py)"),
 )
-PASSED_ON = ("detector", "bundle", "engine", "precision", "samples", "modes", "image_profile")
+PASSED_ON = ("detector", "bundle", "engine", "precision", "samples", "modes", "autostart", "image_profile")
 
 
 def _actions(context: LaunchContext) -> list:

@@ -1,6 +1,8 @@
 """The estimator node on the topics of a camera that runs already.
 
 ros2 launch hmr_prob_ros estimator.launch.py image_topic:=/front/image_raw
+ros2 launch hmr_prob_ros estimator.launch.py namespace:=front          # one for each camera, topics below /front
+ros2 launch hmr_prob_ros estimator.launch.py autostart:=false          # a lifecycle manager configures and activates
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ SHARE = get_package_share_directory("hmr_prob_ros")
 PROFILE = os.path.join(SHARE, "config", "fastdds_images.xml")
 
 ARGUMENTS = (
-    ("namespace", "", "namespace of the node"),
+    ("namespace", "", "namespace of the node, for several cameras"),
+    ("name", "human_estimator", "name of the node"),
     ("params_file", os.path.join(SHARE, "config", "estimator.yaml"), "file with the node's parameters"),
     (
         "image_profile",
@@ -29,7 +32,9 @@ ARGUMENTS = (
 )
 # Parameters of the node; an empty one is left to params_file.
 PARAMETERS = (
-    ("image_topic", "raw image (sensor_msgs/Image); empty: as in params_file, /camera/image_raw"),
+    ("autostart", "configure and activate at the start: true, or false to leave both to a lifecycle manager"),
+    ("use_sim_time", "take the time from /clock: true or false"),
+    ("image_topic", "raw image (sensor_msgs/Image); empty: as in params_file, camera/image_raw"),
     ("camera_info_topic", "camera info; empty: camera_info beside the image"),
     ("transport", "raw, compressed or auto (both)"),
     ("detector", "blazepose, mediapipe (one person), rtmlib, or topic (another node's keypoints)"),
@@ -40,6 +45,7 @@ PARAMETERS = (
     ("modes", "weighted bodies published for each person"),
 )
 NUMBERS = ("samples", "modes")
+SWITCHES = ("autostart", "use_sim_time")
 
 
 def _profile() -> list:
@@ -49,13 +55,19 @@ def _profile() -> list:
     return [] if os.environ.get(name) else [SetEnvironmentVariable(name, PROFILE)]
 
 
+def _typed(name: str, text: str) -> object:
+    if name in NUMBERS:
+        return int(text)
+    return text.lower() in ("true", "1", "yes") if name in SWITCHES else text
+
+
 def _actions(context: LaunchContext) -> list:
     value = {name: LaunchConfiguration(name).perform(context) for name, *_ in (*ARGUMENTS, *PARAMETERS)}
-    given = {name: int(value[name]) if name in NUMBERS else value[name] for name, _ in PARAMETERS if value[name]}
+    given = {name: _typed(name, value[name]) for name, _ in PARAMETERS if value[name]}
     node = Node(
         package="hmr_prob_ros",
         executable="estimator_node",
-        name="human_estimator",
+        name=value["name"],
         namespace=value["namespace"],
         parameters=[value["params_file"], given],
         output="screen",

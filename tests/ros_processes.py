@@ -21,9 +21,13 @@ pytest.importorskip("hmr_prob_ros.msg", reason="the messages are not built: pip 
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -55,11 +59,24 @@ def photograph() -> np.ndarray:
 
 
 class Process:
-    """A module of the package as a child process in a ROS domain, with its output in a file."""
+    """A module of the package as a child process in a ROS domain, with its output in a file.
 
-    def __init__(self, folder: Path, domain: int, *arguments: str, module: str = "estimator_node") -> None:
+    Args:
+        script: runs this file instead of the module.
+        variables: more of its environment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        domain: int,
+        *arguments: str,
+        module: str = "estimator_node",
+        script: Path | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self.log = folder / f"{module}_{random.getrandbits(32)}.log"
-        environment = fastdds_environment()
+        environment = {**fastdds_environment(), **(variables or {})}
         root = str(Path(__file__).resolve().parents[1])
         environment.update(
             ROS_DOMAIN_ID=str(domain),
@@ -68,7 +85,7 @@ class Process:
         )
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"hmr_prob_ros.ros.{module}", *arguments],
+                [sys.executable, *([str(script)] if script else ["-m", f"hmr_prob_ros.ros.{module}"]), *arguments],
                 env=environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -84,6 +101,17 @@ class Process:
             assert self.process.poll() is None, f"the process ended: {self.text}"
             assert time.monotonic() < end, f"{words!r} did not come within {timeout} s: {self.text}"
             time.sleep(0.05)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """User and system time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def memory(self) -> int:
+        """Resident bytes."""
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def end(self, number: int = signal.SIGINT) -> int:
         if self.process.poll() is None:
@@ -153,6 +181,68 @@ class Client:
     def answer(self, header: Header, name: str = "hypotheses", timeout: float = 20) -> Any:
         assert self.spin_until(lambda: self.answers(header, name), timeout), f"no {name} for {header.stamp}"
         return self.answers(header, name)[0]
+
+    def call(self, kind: Any, service: str, request: Any, node: str = "/human_estimator", timeout: float = 20) -> Any:
+        """Call a service of a node and give its answer."""
+        caller = self.node.create_client(kind, f"{node}/{service}")
+        assert self.spin_until(caller.service_is_ready, timeout), f"no service {node}/{service}"
+        future = caller.call_async(request)
+        assert self.spin_until(future.done, timeout), f"no answer of {node}/{service}"
+        self.node.destroy_client(caller)
+        return future.result()
+
+    def set_parameters(
+        self, values: dict[str, Any], node: str = "/human_estimator", *, at_once: bool = False
+    ) -> list[str]:
+        """Set parameters one by one, or atomically; the reasons why they were refused, "" where they were not."""
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        if at_once:
+            request = SetParametersAtomically.Request(parameters=parameters)
+            results = [self.call(SetParametersAtomically, "set_parameters_atomically", request, node).result]
+        else:
+            results = self.call(
+                SetParameters, "set_parameters", SetParameters.Request(parameters=parameters), node
+            ).results
+        return ["" if r.successful else r.reason or "refused" for r in results]
+
+    def change_state(self, transition: str, node: str = "/human_estimator", timeout: float = 30) -> bool:
+        """Take a managed node through a transition; whether it went well."""
+        request = ChangeState.Request(transition=Transition(label=transition))
+        return bool(self.call(ChangeState, "change_state", request, node, timeout).success)
+
+    def state(self, node: str = "/human_estimator") -> str:
+        return str(self.call(GetState, "get_state", GetState.Request(), node).current_state.label)
+
+    def diagnosis(
+        self, done: Callable[[Any], Any] = lambda status: True, timeout: float = 20, since: int | None = None
+    ) -> tuple[Any, dict]:
+        """The next status of the estimator for which ``done`` holds, and its values.
+
+        Args:
+            since: number of diagnostics that had come before what they are to tell of; None for now.
+        """
+        start = len(self.got["diagnostics"]) if since is None else since
+
+        def found() -> list[Any]:
+            return [s for m in self.got["diagnostics"][start:] for s in m.status if done(s)]
+
+        assert self.spin_until(found, timeout), [
+            (s.level, s.message) for m in self.got["diagnostics"][start:] for s in m.status
+        ]
+        return found()[0], {v.key: v.value for v in found()[0].values}
+
+    def wait_for_node(self, seconds: float = 0.5) -> None:
+        """Until the node and this client see each other."""
+        connected = self.spin_until(
+            lambda: (
+                self.image.get_subscription_count()
+                and self.info.get_subscription_count()
+                and self.node.count_publishers("/human/hypotheses")
+            ),
+            30,
+        )
+        assert connected, "the node was not discovered"
+        self.spin_until(lambda: False, seconds)  # discovery of the other direction
 
     def close(self) -> None:
         self.executor.shutdown()

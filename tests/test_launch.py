@@ -81,7 +81,7 @@ def test_parameter_file_is_the_defaults() -> None:
     assert {k: type(v) for k, v in values.items()} == {p.name: type(p.default) for p in PARAMETERS}
     settings = Settings(**values)
     settings.check()
-    assert settings.topics() == ("/camera/image_raw", "/camera/image_raw/compressed", "/camera/camera_info")
+    assert settings.topics() == ("camera/image_raw", "camera/image_raw/compressed", "camera/camera_info")
 
 
 @pytest.mark.parametrize(

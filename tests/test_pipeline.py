@@ -12,7 +12,7 @@ import pytest
 
 from hmr_prob_ros import Bundle, Camera, Estimator, HypothesisSet, Person2D
 from hmr_prob_ros.engines import make_engine
-from hmr_prob_ros.ros.pipeline import Pipeline, Slot
+from hmr_prob_ros.ros.pipeline import Pipeline, Slot, Watchdog, Work
 
 CAMERA = Camera(640, 480, 500.0, 500.0, 320.0, 240.0)
 
@@ -149,12 +149,15 @@ def test_period_bounds_the_rate(threads: int) -> None:
     record = Record()
     times: list[float] = []
     pipeline = record.pipeline(lambda x: times.append(time.monotonic()) or x, period=lambda: 0.05, threads=threads)
-    end = time.monotonic() + 0.6
+    end, number = time.monotonic() + 0.6, 0
     while time.monotonic() < end:
-        pipeline.put(1)
+        number += 1
+        pipeline.put(number)
         time.sleep(0.002)
     assert pipeline.close()
     assert 4 <= len(times) <= 14
+    assert "period" in record.dropped
+    assert set(record.dropped) <= {"period", "first"}
     assert times[-1] - times[0] >= 0.05 * (len(times) - 2)
 
 
@@ -174,6 +177,68 @@ def test_closing_ends_the_threads_and_drops_what_waits(threads: int) -> None:
     assert 2 not in record.done
     pipeline.put(3)  # too late, and no harm
     assert pipeline.close()
+
+
+def test_what_a_stage_is_at(threads: int) -> None:
+    """And what a closed pipeline still finds goes nowhere."""
+    record = Record()
+    gates = [threading.Event(), threading.Event()]
+    pipeline = record.pipeline(
+        lambda x: gates[0].wait(20) and x, lambda x: gates[1].wait(20) and record.done.append(x), threads=threads
+    )
+    assert pipeline.work() == []
+    start = time.monotonic()
+    pipeline.put(1)
+    wait_for(pipeline.work)
+    (work,) = pipeline.work()
+    assert work.stage == "first"
+    assert start <= work.since <= time.monotonic()
+    gates[0].set()
+    wait_for(lambda: [work.stage for work in pipeline.work()] == ["second"])
+    gates[1].set()
+    wait_for(lambda: pipeline.work() == [] and record.done == [1])
+    gates[0].clear()
+    pipeline.put(2)
+    wait_for(pipeline.work)
+    pipeline.stop()
+    assert pipeline.closed
+    assert pipeline.alive
+    gates[0].set()
+    assert pipeline.close()
+    assert record.done == [1]
+
+
+def test_a_failure_that_cannot_be_told_ends_nothing(threads: int) -> None:
+    def failed(error: Exception) -> None:
+        raise RuntimeError("no logger any more")
+
+    done: list[int] = []
+    pipeline: Pipeline[int, int] = Pipeline(
+        lambda x: 1 // x, done.append, failed=failed, dropped=lambda stage: None, threads=threads
+    )
+    pipeline.put(0)
+    wait_for(lambda: pipeline.work() == [] and pipeline._items._item is None)
+    pipeline.put(1)
+    wait_for(lambda: done == [1])
+    assert pipeline.close()
+
+
+def test_watchdog_looks_twice() -> None:
+    now = time.monotonic()
+    hangs, works = Work("first", now - 9), Work("second", now)
+    watchdog = Watchdog(pause=0.05)
+    assert watchdog.late([works], 5) is None
+    assert watchdog.late([works, hangs], 5) is None
+    assert watchdog.late([works, hangs], 5) is None  # too soon
+    time.sleep(0.06)
+    assert watchdog.late([works, hangs], 10) is None
+    assert watchdog.late([works, hangs], 5) is None
+    time.sleep(0.06)
+    assert watchdog.late([works, hangs], 5) == hangs
+    assert watchdog.late([works, hangs], 0) is None
+    assert watchdog.late([hangs], 5) is None
+    time.sleep(0.06)
+    assert watchdog.late([Work("first", now - 8)], 5) is None  # another item
 
 
 def test_no_other_number_of_threads() -> None:

@@ -28,9 +28,9 @@ from test_pipeline import SlowDetector, SlowEngine
 
 from hmr_prob_ros import Bundle, Estimator, Person2D
 from hmr_prob_ros.engines import EngineError
-from hmr_prob_ros.ros import estimator_node
-from hmr_prob_ros.ros.estimator_node import EstimatorNode
+from hmr_prob_ros.ros import lifecycle
 from hmr_prob_ros.ros.images import rgb_to_image
+from hmr_prob_ros.ros.lifecycle import EstimatorNode
 
 BROKEN, DOOMED, ELSEWHERE = 255, 254, 128
 """Values of a picture's pixels: the detector fails, the engine fails, the person stands somewhere else."""
@@ -93,7 +93,8 @@ class Running:
         self.context = Context()
         rclpy.init(context=self.context, domain_id=client.context.get_domain_id())
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        self.node = EstimatorNode(estimator, context=self.context, parameter_overrides=overrides)
+        self.node = EstimatorNode(lambda *_: estimator, context=self.context, parameter_overrides=overrides)
+        assert self.node.start() == ""
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.thread = threading.Thread(target=self.executor.spin, daemon=True)
@@ -185,7 +186,7 @@ def test_a_failure_in_either_stage_costs_that_frame_only(run: Running) -> None:
     run.wait(lambda: not run.engine.doomed)
     run.send(4)
     run.wait(lambda: run.stamps() == [1, 4])
-    assert run.node._statistics._counts["failed"] == 2
+    assert run.node._statistics.second().total["failed"] == 2
 
 
 @both
@@ -222,12 +223,15 @@ def test_parameters_count_when_a_frame_is_inferred(run: Running) -> None:
 
 
 def test_a_serialised_image_that_is_cut_short_is_told_and_survived(run: Running) -> None:
+    def said(words: str) -> bool:
+        return any(words in status.message for m in run.client.got["diagnostics"] for status in m.status)
+
     header = Header(stamp=Time(sec=1), frame_id=FRAME)
     data = serialize_message(rgb_to_image(np.zeros((48, 64, 3), np.uint8), Image(header=header)))
     run.client.image.publish(data[:200])
-    run.wait(lambda: any("cut short" in text for text in run.node._said))
+    run.wait(lambda: said("cut short"))
     run.client.image.publish(data[:6])
-    run.wait(lambda: any("ends in its stamp" in text for text in run.node._said))
+    run.wait(lambda: said("ends in its stamp"))
     run.send(2)
     run.wait(lambda: run.stamps() == [2])
 
@@ -238,7 +242,7 @@ def test_the_same_through_message_objects(
     """Another middleware: slower, otherwise the same to the last bit."""
     answers = {}
     for trouble in ("", "rmw_strange_cpp is not known to send plain CDR"):
-        monkeypatch.setattr(estimator_node, "plain_cdr_trouble", lambda text=trouble: text)
+        monkeypatch.setattr(lifecycle, "plain_cdr_trouble", lambda text=trouble: text)
         running = Running(client, estimator)
         running.send(7)
         header = Header(stamp=Time(sec=7), frame_id=FRAME)

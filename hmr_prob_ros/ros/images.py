@@ -114,16 +114,47 @@ def _unpadded(rows: np.ndarray, height: int, width: int, pixel: int) -> np.ndarr
     return np.ascontiguousarray(rows).reshape(height, width, pixel)
 
 
+_MOST_PIXELS = 100_000_000  # three times 8K; a few kilobytes of PNG can say that they are a gigapixel
+
+
+def _size_in_header(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a JPEG or PNG file tells of itself; None where it is neither."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if data[:2] != b"\xff\xd8":
+        return None
+    # Segments: FF, marker, two bytes of length that count themselves. C0 to CF but for C4, C8 and CC begin a frame.
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill
+            position += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
 def compressed_to_rgb(msg: Any) -> np.ndarray:
     """``sensor_msgs/CompressedImage`` (JPEG or PNG) -> (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: no data, a format that OpenCV cannot decode, or a file that was cut short.
+        ImageError: no data, neither JPEG nor PNG, more pixels than any camera has, or a file that was cut short.
     """
     data = np.frombuffer(msg.data, np.uint8)
     what = f"compressed image with format {msg.format!r} and {data.size} bytes"
     if data.size == 0:
         raise ImageError(f"{what} is empty: check that the camera driver delivers frames")
+    size = _size_in_header(bytes(data[:65_536]))
+    if size is None:
+        raise ImageError(f"{what} cannot be decoded: it is broken, or neither JPEG nor PNG; publish JPEG or PNG")
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise ImageError(
+            f"{what} has {size[0]} x {size[1]}, {size[0] * size[1] / 1e6:.0f} million pixels: at most "
+            f"{_MOST_PIXELS / 1e6:.0f} million are decoded; resize it in the driver"
+        )
     # libjpeg fills the missing half of a truncated file with grey and says nothing; the end mark tells.
     if bytes(data[:2]) == b"\xff\xd8" and b"\xff\xd9" not in bytes(data[-64:]):
         raise ImageError(f"{what} was cut short: no end-of-image mark; raise the sender's queue or buffer size")
@@ -150,6 +181,7 @@ def rgb_to_image(image: np.ndarray, msg: Any) -> Any:
     return msg
 
 
+_FOCAL = (0.02, 200.0)  # of the image's larger side: from fisheye lenses to telescopes
 _MODELS = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
 
 
@@ -160,7 +192,8 @@ def camera_from_info(info: Any, width: int = 0, height: int = 0) -> Camera:
     picture resized to (width, height) with the same aspect gets the intrinsics scaled with it.
 
     Raises:
-        CameraInfoError: no focal length (uncalibrated), NaN, unknown distortion, or a picture of another aspect.
+        CameraInfoError: no focal length (uncalibrated), one that no lens has, NaN, unknown distortion, or a picture of
+            another aspect.
     """
     k = np.asarray(info.k, np.float64)
     if not np.isfinite(k).all():
@@ -174,6 +207,17 @@ def camera_from_info(info: Any, width: int = 0, height: int = 0) -> Camera:
     if fx <= 0 or fy <= 0:
         raise CameraInfoError(f"camera info: focal length fx={fx:g}, fy={fy:g} must be above zero: calibrate it")
     full_width, full_height = int(info.width) or width, int(info.height) or height
+    size = max(full_width, full_height)
+    if size and not (_FOCAL[0] * size < min(fx, fy) and max(fx, fy) < _FOCAL[1] * size):
+        raise CameraInfoError(
+            f"camera info: focal length fx={fx:g}, fy={fy:g} belongs to no lens for {full_width}x{full_height} pixels: "
+            "calibrate the camera again"
+        )
+    if size and not (-size < cx < 2 * size and -size < cy < 2 * size):
+        raise CameraInfoError(
+            f"camera info: principal point ({cx:g}, {cy:g}) lies far outside of {full_width}x{full_height} pixels: "
+            "calibrate the camera again"
+        )
     roi = info.roi
     if roi.width and roi.height:
         cx, cy = cx - roi.x_offset, cy - roi.y_offset

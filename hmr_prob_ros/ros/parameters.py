@@ -1,15 +1,17 @@
-"""Parameters of the estimator node: declared with descriptions and ranges, read into a dataclass."""
+"""Parameters of the estimator node: declared with descriptions and ranges, read into a dataclass, changed together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-__all__ = ["LIVE", "PARAMETERS", "Parameter", "ParameterError", "Settings", "declare"]
+__all__ = ["PARAMETERS", "Parameter", "ParameterError", "Settings", "changed", "declare"]
 
 
 class ParameterError(ValueError):
@@ -18,18 +20,26 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter; ``low`` and ``high`` bound numbers, ``live`` ones may be set while the node runs."""
+    """One declared parameter.
+
+    Args:
+        low, high: bounds of a number.
+        change: when it may be set: ``live`` at any time; ``configure`` while the node is unconfigured, because it says
+            what is loaded; ``start`` at the start of the process only.
+    """
 
     name: str
     default: Any
     description: str
     low: float | None = None
     high: float | None = None
-    live: bool = False
+    change: Literal["live", "configure", "start"] = "configure"
 
     def descriptor(self) -> ParameterDescriptor:
         """The ROS descriptor with text and range."""
-        result = ParameterDescriptor(name=self.name, description=self.description, read_only=not self.live)
+        result = ParameterDescriptor(name=self.name, description=self.description, read_only=self.change == "start")
+        if self.change == "configure":
+            result.additional_constraints = "set it while the node is unconfigured"
         if self.low is not None and self.high is not None:
             if isinstance(self.default, int):
                 result.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
@@ -40,10 +50,11 @@ class Parameter:
         return result
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     """Values of all parameters; the fields are :data:`PARAMETERS`."""
 
+    autostart: bool
     image_topic: str
     compressed_topic: str
     camera_info_topic: str
@@ -61,12 +72,17 @@ class Settings:
     max_people: int
     min_score: float
     max_rate: float
+    max_age: float
     pipeline: bool
     camera_fov: float
     publish_uncertainty: bool
     publish_markers: bool
     publish_overlay: bool
     marker_lifetime: float
+    time_limit: float
+    warn_rate: float
+    warn_latency: float
+    warn_drops: float
 
     def options(self) -> dict[str, Any]:
         """``detector_options`` as a dict.
@@ -88,8 +104,13 @@ class Settings:
         """Check what ranges cannot tell.
 
         Raises:
-            ParameterError: unknown transport, or more modes than samples.
+            ParameterError: unknown transport, more modes than samples, a number that is none, or options that are no
+                mapping.
         """
+        for parameter in PARAMETERS:
+            value = getattr(self, parameter.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ParameterError(f"{parameter.name} is {value}: set it to a number")
         if self.transport not in ("auto", "raw", "compressed"):
             raise ParameterError(f"transport is {self.transport!r}: set it to auto, raw or compressed")
         if self.modes > self.samples:
@@ -99,6 +120,11 @@ class Settings:
             )
         self.options()
 
+    @property
+    def latents(self) -> tuple[int, int, int]:
+        """What an estimator's latents are drawn for: another value needs others."""
+        return self.samples, self.modes, self.seed
+
     def topics(self) -> tuple[str, str, str]:
         """Names of the raw image, compressed image and camera info topics, the empty ones derived from the first."""
         base = self.image_topic.rsplit("/", 1)[0] if "/" in self.image_topic else ""
@@ -107,7 +133,13 @@ class Settings:
 
 
 PARAMETERS: tuple[Parameter, ...] = (
-    Parameter("image_topic", "/camera/image_raw", "Topic of the raw camera image (sensor_msgs/Image)."),
+    Parameter(
+        "autostart",
+        True,
+        "Configure and activate at the start; false: leave both to a lifecycle manager.",
+        change="start",
+    ),
+    Parameter("image_topic", "camera/image_raw", "Topic of the raw camera image (sensor_msgs/Image)."),
     Parameter(
         "compressed_topic",
         "",
@@ -116,7 +148,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("camera_info_topic", "", "Topic of the camera info; empty: camera_info beside the image topic."),
     Parameter(
         "keypoints_topic",
-        "/human/keypoints2d",
+        "human/keypoints2d",
         "Topic of 2D keypoints (hmr_prob_ros/PoseKeypointsArray) from another node; used with detector=topic.",
     ),
     Parameter(
@@ -142,14 +174,27 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("precision", "fp32", "What the engine computes in: fp32, or on a GPU tf32 or fp16."),
     Parameter("engine_threads", 0, "Threads of the engine; 0: its own choice.", 0, 64),
-    Parameter("samples", 100, "Bodies drawn from the posterior of every person.", 1, 4096),
-    Parameter("modes", 10, "Weighted bodies that the samples are reduced to and that are published.", 1, 100),
+    Parameter("samples", 100, "Bodies drawn from the posterior of every person.", 1, 4096, "live"),
+    Parameter("modes", 10, "Weighted bodies that the samples are reduced to and that are published.", 1, 100, "live"),
     Parameter(
-        "seed", 0, "Seed of the samples: with the same seed the same frame gives the same hypotheses.", 0, 2**31 - 1
+        "seed",
+        0,
+        "Seed of the samples: with the same seed the same frame gives the same hypotheses.",
+        0,
+        2**31 - 1,
+        "live",
     ),
-    Parameter("max_people", 8, "Largest number of people in a frame; the surest ones are kept.", 1, 64, live=True),
-    Parameter("min_score", 0.2, "People with a lower detection score are left out, 0 to 1.", 0.0, 1.0, live=True),
-    Parameter("max_rate", 0.0, "Largest number of frames a second that are worked on; 0: all.", 0.0, 1000.0, live=True),
+    Parameter("max_people", 8, "Largest number of people in a frame; the surest ones are kept.", 1, 64, "live"),
+    Parameter("min_score", 0.2, "People with a lower detection score are left out, 0 to 1.", 0.0, 1.0, "live"),
+    Parameter("max_rate", 0.0, "Largest number of frames a second that are worked on; 0: all.", 0.0, 1000.0, "live"),
+    Parameter(
+        "max_age",
+        0.0,
+        "Seconds since its stamp after which a frame is dropped rather than worked on, by the node's clock; 0: never.",
+        0.0,
+        3600.0,
+        "live",
+    ),
     Parameter(
         "pipeline",
         True,
@@ -162,24 +207,82 @@ PARAMETERS: tuple[Parameter, ...] = (
         "0: guess the focal length as the diagonal of the image in pixels.",
         0.0,
         175.0,
-        live=True,
+        "live",
     ),
-    Parameter("publish_uncertainty", True, "Publish /human/uncertainty.", live=True),
-    Parameter("publish_markers", True, "Publish /human/markers for RViz while somebody subscribes to it.", live=True),
-    Parameter("publish_overlay", True, "Publish /human/overlay while somebody subscribes to it.", live=True),
+    Parameter("publish_uncertainty", True, "Publish human/uncertainty.", change="live"),
     Parameter(
-        "marker_lifetime", 0.5, "Seconds after which a marker vanishes if no newer one comes; 0: never.", 0.0, 60.0
+        "publish_markers", True, "Publish human/markers for RViz while somebody subscribes to it.", change="live"
+    ),
+    Parameter("publish_overlay", True, "Publish human/overlay while somebody subscribes to it.", change="live"),
+    Parameter(
+        "marker_lifetime",
+        0.5,
+        "Seconds after which a marker vanishes if no newer one comes; 0: never.",
+        0.0,
+        60.0,
+        "live",
+    ),
+    Parameter(
+        "time_limit",
+        5.0,
+        "Seconds after which a detector or an engine that gives no answer is given up and loaded anew; 0: never.",
+        0.0,
+        600.0,
+        "live",
+    ),
+    Parameter(
+        "warn_rate", 0.0, "Frames a second below which /diagnostics warns; 0: whatever comes.", 0.0, 1000.0, "live"
+    ),
+    Parameter(
+        "warn_latency",
+        0.5,
+        "Seconds from the image's stamp to its hypotheses above which, for one frame in a hundred, /diagnostics "
+        "warns; 0: never.",
+        0.0,
+        3600.0,
+        "live",
+    ),
+    Parameter(
+        "warn_drops",
+        0.5,
+        "Share of the frames of the last second, 0 to 1, above which dropped ones make /diagnostics warn; those over "
+        "max_rate do not count.",
+        0.0,
+        1.0,
+        "live",
     ),
 )
-LIVE: frozenset[str] = frozenset(p.name for p in PARAMETERS if p.live)
-"""Names of the parameters that may be set while the node runs."""
+_CHANGE = {p.name: p.change for p in PARAMETERS}
+
+
+def changed(settings: Settings, values: Mapping[str, Any], *, configured: bool) -> Settings:
+    """The settings with other values, checked together; names that are none of :data:`PARAMETERS` are left out.
+
+    Args:
+        configured: whether the node has loaded what ``configure`` parameters say.
+
+    Raises:
+        ParameterError: the values do not go together, one is taken away, or one cannot be changed now.
+    """
+    values = {name: value for name, value in values.items() if name in _CHANGE}
+    for name, value in values.items():
+        if value is None:
+            raise ParameterError(f"{name} cannot be unset: set it to a value")
+        if configured and _CHANGE[name] == "configure" and value != getattr(settings, name):
+            raise ParameterError(
+                f"{name} says what is loaded, so it can be set only while the node is unconfigured: clean up, set it "
+                "and configure again"
+            )
+    result = replace(settings, **values)
+    result.check()
+    return result
 
 
 def declare(node: Node) -> Settings:
-    """Declare all parameters on a node and read their values.
+    """Declare all parameters on a node and read their values; :meth:`Settings.check` is left to the caller.
 
     Raises:
-        ParameterError: a value of the wrong type or outside its range, or values that do not go together.
+        ParameterError: a value of the wrong type or outside its range.
     """
     values = {}
     for parameter in PARAMETERS:
@@ -193,6 +296,4 @@ def declare(node: Node) -> Settings:
             if kind == "float":
                 kind = "float (10.0, not 10)"
             raise ParameterError(f"parameter {parameter.name} must be {kind}{bounds}: {error}") from error
-    settings = Settings(**values)
-    settings.check()
-    return settings
+    return Settings(**values)
