@@ -9,10 +9,11 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
+from ..estimator import Estimator
 from .parameters import Settings
 from .statistics import STATUS_NAME, Second
 
-__all__ = ["Condition", "diagnostics_msg", "judge", "status_name"]
+__all__ = ["Condition", "about", "detector_name", "diagnostics_msg", "judge", "status_name"]
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -44,6 +45,24 @@ class Condition:
     """Other nodes of the same name."""
     about: dict[str, str] = field(default_factory=dict)
     """More that is told as it is."""
+
+
+def detector_name(estimator: Estimator) -> str:
+    """Of the detector in use, ``topic`` where keypoints come from another node."""
+    return "topic" if estimator.detector is None else estimator.detector.name
+
+
+def about(estimator: Estimator, frame_id: str) -> dict[str, str]:
+    """What is loaded, and the frame of the latest picture."""
+    return {
+        "detector": detector_name(estimator),
+        "engine": estimator.engine.name,
+        "bundle": estimator.bundle.name,
+        "body_hash": estimator.bundle.body_hash,
+        "samples": str(estimator.samples),
+        "modes": str(estimator.modes),
+        "frame_id": frame_id,
+    }
 
 
 def judge(second: Second, condition: Condition, settings: Settings) -> tuple[bytes, str]:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -31,11 +31,13 @@ from .complaints import listening
 from .conversions import people_from_msg, people_to_msgs
 from .images import CameraInfoError, ImageError, compressed_to_rgb, image_to_rgb, rgb_to_image
 from .markers import MarkerBuilder
+from .outputs import OutputFrame
 from .parameters import Settings
 from .pipeline import Pipeline, Work
 from .statistics import Ledger, Statistics
+from .topics import Outputs
 
-__all__ = ["JUMP_BACK", "Arrival", "FrameWorker", "Outputs", "Setup"]
+__all__ = ["JUMP_BACK", "Arrival", "FrameWorker", "Setup"]
 
 JUMP_BACK = 100_000_000
 """Nanoseconds: a stamp this far back is a new run of the clip, a smaller step back is disorder."""
@@ -55,15 +57,6 @@ class Setup(NamedTuple):
 
     settings: Settings
     estimator: Estimator
-
-
-class Outputs(NamedTuple):
-    """Publishers."""
-
-    hypotheses: Any
-    uncertainty: Any
-    markers: Any
-    overlay: Any
 
 
 @dataclass
@@ -206,9 +199,7 @@ class FrameWorker:
             header = msg.header
             self._same_camera(header.frame_id, (), estimator)
             camera = self._camera(stamp, header.frame_id, 0, 0, settings)
-            people = sorted(people_from_msg(msg), key=lambda p: -p.score)[: settings.max_people]
-            if any(p.id < 0 for p in people):
-                people = estimator.tracker.update(people)
+            people = estimator.track(people_from_msg(msg), camera, stamp * 1e-9)
             stages["convert"] = 1e3 * (time.perf_counter() - started)
         else:
             header, image = _picture(msg)
@@ -216,7 +207,7 @@ class FrameWorker:
             camera = self._camera(stamp, header.frame_id, image.shape[1], image.shape[0], settings)
             stages["convert"] = 1e3 * (time.perf_counter() - started)
             with listening(self._listen):
-                people = estimator.detect(image, camera, stages)
+                people = estimator.detect(image, camera, stages, stamp * 1e-9)
         self.frame_id = header.frame_id
         return _Frame(header, stamp, image, camera, people, stages, started, time.perf_counter())
 
@@ -270,7 +261,7 @@ class FrameWorker:
         sure = [person for person in frame.people if person.score >= settings.min_score]
         with listening(self._listen):
             found = estimator.infer(sure, frame.camera, stages)
-        found = sorted(filter(self._is_sound, found), key=lambda p: -p.score)[: settings.max_people]
+        found = [person for person in found if self._is_sound(person)]
         if self._pipeline.closed:
             return
         before = time.perf_counter()
@@ -318,6 +309,16 @@ class FrameWorker:
         if frame.image is not None and settings.publish_overlay and overlay.get_subscription_count():
             picture = draw_overlay(frame.image, found, frame.camera)
             overlay.publish(rgb_to_image(picture, Image(header=frame.header)))
+        size = None if frame.image is None else (frame.image.shape[1], frame.image.shape[0])
+        for output in self._outputs.others:
+            try:
+                output.publish(OutputFrame(found, frame.header, size))
+            except (
+                Exception
+            ) as error:  # the hypotheses are out already
+                text = f"{type(output).__name__} failed: {type(error).__name__}: {error}"
+                self._statistics.problem(text)
+                self._complain(text)
 
 
 def _is_twin(waiting: Arrival, arrival: Arrival) -> bool:

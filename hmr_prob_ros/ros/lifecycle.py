@@ -20,26 +20,24 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile
 from rclpy.validate_topic_name import validate_topic_name
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
-from visualization_msgs.msg import MarkerArray
-
-from hmr_prob_ros.msg import HumanHypothesesArray, HumanUncertaintyArray, PoseKeypointsArray
 
 from ..estimator import Estimator
 from .cameras import CameraInfos
 from .cdr import peek_stamp
 from .complaints import Complaints, hand_on_logs
 from .conversions import plain_cdr_trouble, stamp_to_nanoseconds
-from .diagnostics import Condition, diagnostics_msg
-from .frames import JUMP_BACK, Arrival, FrameWorker, Outputs, Setup
+from .diagnostics import Condition, about, detector_name, diagnostics_msg
+from .frames import JUMP_BACK, Arrival, FrameWorker, Setup
 from .images import ImageError
-from .loading import Load, Loading, load_estimator, with_samples
+from .loading import Load, Loading, load_estimator, tune, with_samples
 from .parameters import ParameterError, Settings, changed, declare
 from .pipeline import Watchdog
 from .statistics import Gaps, Statistics
+from .topics import Outputs, Sinks, offer, subscribe, withdraw
 
 __all__ = ["EstimatorNode"]
 
@@ -173,13 +171,7 @@ class EstimatorNode(LifecycleNode):
         for topic in (*settings.topics(), settings.keypoints_topic):
             validate_topic_name(topic)
         self.estimator = self._loaded()
-        reliable = QoSProfile(depth=10)
-        self._outputs = Outputs(
-            self.create_lifecycle_publisher(HumanHypothesesArray, "human/hypotheses", reliable),
-            self.create_lifecycle_publisher(HumanUncertaintyArray, "human/uncertainty", reliable),
-            self.create_lifecycle_publisher(MarkerArray, "human/markers", reliable),
-            self.create_lifecycle_publisher(Image, "human/overlay", qos_profile_sensor_data),
-        )
+        self._outputs = offer(self, settings, self.estimator, self._warn)
         # What lives now lives for good: without it a full collection in the middle of a frame costs up to 50 ms.
         gc.collect()
         gc.freeze()
@@ -229,21 +221,11 @@ class EstimatorNode(LifecycleNode):
         )
 
     def _subscribe(self, estimator: Estimator) -> None:
-        # Newest frame only: best effort takes what any camera driver offers, depth 1 keeps no queue.
-        newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
-        raw, compressed, info = self.settings.topics()
-        keep = self._inputs.append
-        keep(self.create_subscription(CameraInfo, info, self._store_info, qos_profile_sensor_data))
-        if estimator.detector is None:
-            keep(self.create_subscription(PoseKeypointsArray, self.settings.keypoints_topic, self._store, newest))
-        if estimator.detector is not None and self.settings.transport in ("auto", "raw"):
-            take = self._store_bytes if self._plain_cdr else self._store
-            keep(self.create_subscription(Image, raw, take, newest, raw=self._plain_cdr))
-        if estimator.detector is not None and self.settings.transport in ("auto", "compressed"):
-            keep(self.create_subscription(CompressedImage, compressed, self._store, newest))
+        sinks = Sinks(self._store_info, self._store, self._store_bytes if self._plain_cdr else None)
+        self._inputs += subscribe(self, self.settings, estimator.detector is None, sinks)
         info_topic, *frames = (subscription.topic_name for subscription in self._inputs)
         self.get_logger().info(
-            f"ready: {_detector_name(estimator)} on {' and '.join(frames)}, {info_topic}; bundle "
+            f"ready: {detector_name(estimator)} on {' and '.join(frames)}, {info_topic}; bundle "
             f"{estimator.bundle.name}, {estimator.engine.name}, {estimator.samples} samples, {estimator.modes} modes"
         )
 
@@ -263,8 +245,8 @@ class EstimatorNode(LifecycleNode):
 
     def _free(self) -> None:
         self._stop_work()
-        for publisher in self._outputs or ():
-            self.destroy_lifecycle_publisher(publisher)
+        if self._outputs is not None:
+            withdraw(self, self._outputs)
         self._outputs = None
         estimator, self.estimator = self.estimator, None
         if estimator is not None:
@@ -395,6 +377,8 @@ class EstimatorNode(LifecycleNode):
         self.settings = prepared.settings
         if self.estimator is not None:
             self.estimator = prepared.estimator
+            if self.estimator is not None:
+                tune(self.estimator, self.settings)
         if self._worker is not None and self.estimator is not None:
             self._worker.setup = Setup(self.settings, self.estimator)
 
@@ -408,17 +392,7 @@ class EstimatorNode(LifecycleNode):
         )
 
     def _condition(self) -> Condition:
-        about, estimator = {}, self.estimator
-        if estimator is not None:
-            about = {
-                "detector": _detector_name(estimator),
-                "engine": estimator.engine.name,
-                "bundle": estimator.bundle.name,
-                "body_hash": estimator.bundle.body_hash,
-                "samples": str(estimator.samples),
-                "modes": str(estimator.modes),
-                "frame_id": self._worker.frame_id if self._worker is not None else "",
-            }
+        frame_id = self._worker.frame_id if self._worker is not None else ""
         frames = tuple(subscription.topic_name for subscription in self._inputs[1:])
         full_name = self.get_fully_qualified_name()
         names = [f"{space.rstrip('/')}/{name}" for name, space in self.get_node_names_and_namespaces()]
@@ -431,7 +405,7 @@ class EstimatorNode(LifecycleNode):
             inputs=frames,
             publishers=sum(map(self.count_publishers, frames)),
             twins=max(names.count(full_name) - 1, 0),
-            about=about,
+            about={} if self.estimator is None else about(self.estimator, frame_id),
         )
 
 
@@ -440,7 +414,3 @@ class _Prepared(NamedTuple):
 
     settings: Settings
     estimator: Estimator | None
-
-
-def _detector_name(estimator: Estimator) -> str:
-    return "topic" if estimator.detector is None else estimator.detector.name

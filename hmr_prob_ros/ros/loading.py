@@ -14,10 +14,11 @@ from ..camera import Camera
 from ..detectors import make_detector
 from ..engines import engine_or_fallback, usual_threads
 from ..estimator import Estimator
+from ..tracking import Tracker
 from .complaints import listening
 from .parameters import Settings
 
-__all__ = ["Load", "Loading", "load_estimator", "with_samples"]
+__all__ = ["Load", "Loading", "load_estimator", "tune", "with_samples"]
 
 Load: TypeAlias = Callable[[Settings, Callable[[str], object]], Estimator]
 """Settings, and what takes a warning -> an estimator."""
@@ -31,7 +32,8 @@ def load_estimator(settings: Settings, warn: Callable[[str], object]) -> Estimat
     """
     options = settings.options()
     if settings.detector in ("blazepose", "rtmlib"):
-        options.setdefault("max_people", settings.max_people)  # each person costs it a run of its network
+        # Each person costs it a run of its network; one to spare, so that somebody nearer is seen.
+        options.setdefault("max_people", min(settings.max_people + 1, 32))
     bundle = Bundle.load(settings.bundle or None)  # before the detector: it loads faster and fails more often
     detector = None if settings.detector == "topic" else make_detector(settings.detector, **options)
     try:
@@ -51,6 +53,7 @@ def load_estimator(settings: Settings, warn: Callable[[str], object]) -> Estimat
             modes=settings.modes,
             seed=settings.seed,
         )
+        tune(estimator, settings)
         if detector is not None:
             estimator(np.zeros((480, 640, 3), np.uint8), Camera.guess(640, 480))
             estimator.reset()
@@ -67,7 +70,7 @@ def with_samples(estimator: Estimator, settings: Settings) -> Estimator:
     Raises:
         ValueError, EngineError, BundleError: the engine cannot serve so many.
     """
-    return Estimator(
+    other = Estimator(
         estimator.bundle,
         detector=estimator.detector,
         engine=estimator.engine,
@@ -76,6 +79,15 @@ def with_samples(estimator: Estimator, settings: Settings) -> Estimator:
         seed=settings.seed,
         tracker=estimator.tracker,
     )
+    tune(other, settings)
+    return other
+
+
+def tune(estimator: Estimator, settings: Settings) -> None:
+    """Set what may change between two frames."""
+    estimator.max_people = settings.max_people
+    estimator.tracker.max_age = settings.identity_memory
+    estimator.tracker.colours = Tracker().colours if settings.identity_by_clothes else 1.0
 
 
 class Loading:

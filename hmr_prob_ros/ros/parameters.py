@@ -11,7 +11,13 @@ import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from .outputs import OUTPUTS
+
 __all__ = ["PARAMETERS", "Parameter", "ParameterError", "Settings", "changed", "declare"]
+
+
+_PACED = ("blazepose", "rtmlib")
+"""Detectors that can look for people at a lower rate."""
 
 
 class ParameterError(ValueError):
@@ -63,6 +69,8 @@ class Settings:
     bundle: str
     detector: str
     detector_options: str
+    detect_every: int
+    detect_seconds: float
     engine: str
     precision: str
     engine_threads: int
@@ -70,6 +78,8 @@ class Settings:
     modes: int
     seed: int
     max_people: int
+    identity_memory: float
+    identity_by_clothes: bool
     min_score: float
     max_rate: float
     max_age: float
@@ -79,13 +89,15 @@ class Settings:
     publish_markers: bool
     publish_overlay: bool
     marker_lifetime: float
+    outputs: str
+    mesh_rate: float
     time_limit: float
     warn_rate: float
     warn_latency: float
     warn_drops: float
 
     def options(self) -> dict[str, Any]:
-        """``detector_options`` as a dict.
+        """``detector_options`` as a dict, with what other parameters say of the detector.
 
         Raises:
             ParameterError: it is not a YAML mapping.
@@ -98,6 +110,10 @@ class Settings:
             raise ParameterError(
                 f"detector_options must be a YAML mapping like '{{min_detection: 0.5}}', got {self.detector_options!r}"
             )
+        if self.detect_every:
+            options.setdefault("every", self.detect_every)
+        if self.detect_seconds:
+            options.setdefault("seconds", self.detect_seconds)
         return options
 
     def check(self) -> None:
@@ -119,6 +135,18 @@ class Settings:
                 "so lower modes or raise samples"
             )
         self.options()
+        if (self.detect_every or self.detect_seconds) and self.detector not in _PACED:
+            raise ParameterError(
+                f"detect_every and detect_seconds are for {' and '.join(_PACED)}: set both to 0 for {self.detector}"
+            )
+        if self.outputs != "auto" and (unknown := set(self.output_names()) - set(OUTPUTS)):
+            raise ParameterError(
+                f"outputs names {', '.join(sorted(unknown))}: set it to auto, or to some of {', '.join(OUTPUTS)}"
+            )
+
+    def output_names(self) -> list[str]:
+        """Names in ``outputs``, which may stand apart by commas or spaces; all of them for ``auto``."""
+        return list(OUTPUTS) if self.outputs == "auto" else self.outputs.replace(",", " ").split()
 
     @property
     def latents(self) -> tuple[int, int, int]:
@@ -167,6 +195,21 @@ PARAMETERS: tuple[Parameter, ...] = (
         "detector_options", "{}", "Options of the detector as a YAML mapping, for example '{min_detection: 0.5}'."
     ),
     Parameter(
+        "detect_every",
+        0,
+        "Look for people in the whole picture every so many frames and follow them in between; 0: the detector's own "
+        "choice (blazepose 10, rtmlib 1).",
+        0,
+        100000,
+    ),
+    Parameter(
+        "detect_seconds",
+        0.0,
+        "The same in seconds, in place of detect_every; 0: count frames.",
+        0.0,
+        3600.0,
+    ),
+    Parameter(
         "engine",
         "onnxruntime",
         "What runs the model: onnxruntime (CPU), onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, or auto (tensorrt "
@@ -184,7 +227,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         2**31 - 1,
         "live",
     ),
-    Parameter("max_people", 8, "Largest number of people in a frame; the surest ones are kept.", 1, 64, "live"),
+    Parameter("max_people", 8, "Largest number of people in a frame; the nearest ones are kept.", 1, 64, "live"),
+    Parameter("identity_memory", 3.0, "Seconds for which somebody hidden keeps the identity.", 0.0, 60.0, "live"),
+    Parameter("identity_by_clothes", True, "Tell people by the colours of their clothes, too.", change="live"),
     Parameter("min_score", 0.2, "People with a lower detection score are left out, 0 to 1.", 0.0, 1.0, "live"),
     Parameter("max_rate", 0.0, "Largest number of frames a second that are worked on; 0: all.", 0.0, 1000.0, "live"),
     Parameter(
@@ -222,6 +267,13 @@ PARAMETERS: tuple[Parameter, ...] = (
         60.0,
         "live",
     ),
+    Parameter(
+        "outputs",
+        "auto",
+        f"Outputs in the messages of other packages: {', '.join(OUTPUTS)}, some of them, or auto: all whose packages "
+        "are installed.",
+    ),
+    Parameter("mesh_rate", 2.0, "Meshes a second of each person on human/mesh.", 0.1, 30.0),
     Parameter(
         "time_limit",
         5.0,
