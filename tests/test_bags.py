@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import signal
@@ -173,7 +174,16 @@ def test_type_that_is_not_installed(world: World, tmp_path: Path) -> None:
     ]
     for message in sent:
         publisher.publish(message)
-    time.sleep(2)
+    end = time.monotonic() + 40
+
+    def described() -> bool:
+        with contextlib.suppress(BagError, KeyError):  # nothing is written before the answer came
+            return bool(BagReader(tmp_path / "bag").topics[topic].definition)
+        return False
+
+    while not described():
+        assert time.monotonic() < end, recorder.text
+        time.sleep(0.1)
     assert recorder.end() == 0, recorder.text
     assert "pip install ros-diagnostic-msgs" in recorder.text
     messages, about = read(tmp_path / "bag")  # rosbags checks the definition against the type's hash

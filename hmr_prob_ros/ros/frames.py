@@ -313,9 +313,7 @@ class FrameWorker:
         for output in self._outputs.others:
             try:
                 output.publish(OutputFrame(found, frame.header, size))
-            except (
-                Exception
-            ) as error:  # the hypotheses are out already
+            except Exception as error:  # the hypotheses are out already
                 text = f"{type(output).__name__} failed: {type(error).__name__}: {error}"
                 self._statistics.problem(text)
                 self._complain(text)

@@ -11,7 +11,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 __all__ = ["DescriptionRequest", "definition_of"]
 
-_PATIENCE = 10.0  # seconds; nodes before Iron do not answer
+_PATIENCE = 20.0  # seconds; nodes before Iron do not answer
 _AGAIN = 0.5  # an answer that comes before discovery went both ways is lost
 _BASIC = {"BOOLEAN": "bool", "FLOAT": "float32", "DOUBLE": "float64"}
 _FILLER = "structure_needs_at_least_one_member"  # C's empty structs are none
@@ -64,7 +64,7 @@ class DescriptionRequest:
         self._publisher = publisher
         self._end = time.monotonic() + _PATIENCE
         self._sent = 0.0
-        self._future: Future | None = None
+        self._futures: list[Future] = []  # the first answer counts: on a busy machine it comes after the next question
         self._client: Any = None
         try:
             from type_description_interfaces.srv import GetTypeDescription
@@ -84,9 +84,11 @@ class DescriptionRequest:
             request.type_name = self._publisher.topic_type
             request.type_hash = str(self._publisher.topic_type_hash)
             request.include_type_sources = False
-            self._future = self._client.call_async(request)
-        if self._future is not None and self._future.done():
-            response: Any = self._future.result()
+            self._futures.append(self._client.call_async(request))
+        for future in self._futures:
+            if not future.done():
+                continue
+            response: Any = future.result()
             self._close()
             return definition_of(response.type_description) if response.successful else ""
         if now < self._end:
