@@ -32,8 +32,8 @@ def load_estimator(settings: Settings, warn: Callable[[str], object]) -> Estimat
     """
     options = settings.options()
     if settings.detector in ("blazepose", "rtmlib"):
-        # Each person costs it a run of its network; one to spare, so that somebody nearer is seen.
-        options.setdefault("max_people", min(settings.max_people + 1, 32))
+        # Each person costs it a run of its network; both keep those who are largest in the picture.
+        options.setdefault("max_people", min(settings.max_people, 32))
     bundle = Bundle.load(settings.bundle or None)  # before the detector: it loads faster and fails more often
     detector = None if settings.detector == "topic" else make_detector(settings.detector, **options)
     try:
