@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from people_helpers import CAMERA, standing
 
 from hmr_prob_ros import Bundle, Camera, Estimator, Person2D
 from hmr_prob_ros.body import Body
@@ -24,8 +25,6 @@ from hmr_prob_ros.engines import DeviceError, Engine
 from hmr_prob_ros.engines.onnxruntime import default_threads
 from hmr_prob_ros.estimator import draw_latents
 from hmr_prob_ros.skeleton import JOINT_KEYPOINTS, JOINT_NAMES
-
-CAMERA = Camera(640, 480, 500.0, 500.0, 320.0, 240.0)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +47,6 @@ def full(bundle: Bundle) -> Iterator[Estimator]:
     pytest.importorskip("ai_edge_litert")
     with Estimator(bundle) as made:
         yield made
-
-
-def standing(body: Body, camera: Camera = CAMERA, x: float = 0.0, hidden: Sequence[int] = ()) -> Person2D:
-    """A person who stands upright 3 m away with the arms down, facing the camera, seen without error."""
-    rotations = np.tile(np.eye(3, dtype=np.float32), (24, 1, 1))
-    rotations[0] = np.diag([1, -1, -1])
-    for joint, sign in ((16, -1), (17, 1)):
-        rotations[joint] = cv2.Rodrigues(np.array([0.0, 0.0, sign * 1.2]))[0]
-    betas = np.zeros(10, np.float32)
-    points = camera.project(body.keypoints(rotations, betas, np.array([x, 0.1, 3.0], np.float32)))
-    keypoints = np.concatenate([points, np.full((23, 1), 0.95)], axis=1)
-    keypoints[list(hidden), 2] = 0.0
-    return Person2D(np.concatenate([points.min(0), points.max(0)]), 0.9, keypoints, id=4)
 
 
 def test_latents_are_zero_first_antithetic_and_of_unit_variance() -> None:
@@ -321,61 +307,6 @@ def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
 def test_nobody_in_the_picture(full: Estimator) -> None:
     assert full(np.full((240, 320, 3), 127, np.uint8)) == []
     assert set(full.timings) >= {"detect", "track", "condition", "infer", "assemble", "total"}
-
-
-class Scripted:
-    """A detector that finds what it is told."""
-
-    name, max_people = "scripted", 8
-
-    def __init__(self, *people: Person2D) -> None:
-        self.people, self.stamps = list(people), []
-
-    def detect(self, image: np.ndarray, stamp: float | None = None) -> list[Person2D]:
-        self.stamps.append(stamp)
-        return self.people
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class PicturesOnly(Scripted):
-    def detect(self, image: np.ndarray) -> list[Person2D]:  # type: ignore[override]
-        return super().detect(image)
-
-
-def test_nearest_first_and_no_more_than_asked_for(bundle: Bundle, body: Body) -> None:
-    far = CAMERA.scaled(320, 240)  # half as large in the picture: twice as far away
-    small = standing(body, Camera(640, 480, far.fx, far.fy, 150.0, 240.0)).with_id(-1)
-    people = [small, standing(body).with_id(-1)]
-    frame = np.zeros((480, 640, 3), np.uint8)
-    capped = Estimator(bundle, detector=Scripted(*people), max_people=1, threads=1)
-    (first,) = capped(frame, CAMERA, stamp=1.0)
-    capped.max_people = None
-    both = capped(frame, CAMERA, stamp=1.1)
-    assert [person.id for person in both] == [first.id, 1 - first.id], "who was left out kept an identity, too"
-    assert both[0].mean[0, 2] < 0.7 * both[1].mean[0, 2]
-    assert capped.detector.stamps == [1.0, 1.1]  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="max_people is 0"):
-        Estimator(bundle, detector=None, max_people=0)
-
-
-def test_stamps_decide_how_long_somebody_is_remembered(bundle: Bundle, body: Body) -> None:
-    detector = PicturesOnly(standing(body).with_id(-1))
-    estimator = Estimator(bundle, detector=detector, threads=1)
-    frame = np.zeros((480, 640, 3), np.uint8)
-    ids = [estimator.detect(frame, CAMERA, stamp=stamp)[0].id for stamp in (100.0, 101.5, 110.0)]
-    assert ids == [0, 0, 1]
-    estimator.reset()
-    assert [estimator.detect(frame, CAMERA)[0].id for _ in range(3)] == [0, 0, 0]
-
-
-def test_people_of_another_program_keep_their_identities(estimator: Estimator, body: Body) -> None:
-    assert [p.id for p in estimator.track([standing(body).with_id(7)], CAMERA, 0.0)] == [7]
-    estimator.reset()
-    assert [p.id for p in estimator.track([standing(body).with_id(-1)], CAMERA, 0.0)] == [0]
-    estimator.reset()
 
 
 def test_a_real_photograph(full: Estimator, test_data: Path) -> None:

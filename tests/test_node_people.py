@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2: pip install 'ros-rclpy
 pytest.importorskip("hmr_prob_ros.msg", reason="the messages are not built: pip install -e .")
 pytest.importorskip("ai_edge_litert", reason="needs the default detector: pip install ai-edge-litert")
 
+from people_helpers import standing
 from rclpy.qos import QoSProfile
 from ros_processes import CAMERA, Client, Process, bundle_arguments, photograph
 from sensor_msgs.msg import JointState
 from visualization_msgs.msg import Marker
 
 from hmr_prob_ros.body import Body
-from hmr_prob_ros.hypotheses import Person2D
 from hmr_prob_ros.ros.conversions import people_to_msg
 
 
@@ -48,23 +49,14 @@ def run(client: Client, tmp_path: Path) -> Iterator[type]:
         child.end(signal.SIGTERM)
 
 
-def standing(body: Body, x: float, z: float, score: float) -> Person2D:
-    """Somebody upright whose pelvis is at (x, 0, z), as a detector in another node sees them."""
-    turn = np.tile(np.eye(3), (24, 1, 1))
-    turn[0] = np.diag([1, -1, -1])
-    points = body.keypoints(turn, np.zeros(10), np.zeros(3))
-    points = points - points.mean(axis=0) + (x, 0, z)
-    pixels = np.concatenate([CAMERA.project(points), np.full((23, 1), 0.9)], axis=1).astype(np.float32)
-    return Person2D(np.concatenate([pixels[:, :2].min(0), pixels[:, :2].max(0)]), score, pixels)
-
-
 def test_the_nearest_are_kept(client: Client, run, body: Body) -> None:
     run("detector:=topic", "max_people:=2")
     assert client.spin_until(lambda: client.keypoints.get_subscription_count() and client.info.get_subscription_count())
     assert client.spin_until(lambda: client.node.count_publishers("/human/hypotheses"))
     client.spin_until(lambda: False, 0.5)
     # The surest one is the farthest one.
-    people = [standing(body, -1.0, 7.0, 0.95), standing(body, 0.0, 3.0, 0.5), standing(body, 1.2, 4.5, 0.6)]
+    places = ((-1.0, 7.0, 0.95), (0.0, 3.0, 0.5), (1.2, 4.5, 0.6))
+    people = [replace(standing(body, CAMERA, x, z), score=score, id=-1) for x, z, score in places]
 
     def ids() -> list[int]:
         header = client.header()

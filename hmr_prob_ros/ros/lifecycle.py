@@ -7,13 +7,10 @@ gives no answer is left to itself with its threads, and a new one is loaded in i
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
@@ -33,7 +30,7 @@ from .conversions import plain_cdr_trouble, stamp_to_nanoseconds
 from .diagnostics import Condition, about, detector_name, diagnostics_msg
 from .frames import JUMP_BACK, Arrival, FrameWorker, Setup
 from .images import ImageError
-from .loading import Load, Loading, load_estimator, tune, with_samples
+from .loading import Load, Loading, Prepared, give_memory_back, load_estimator, settle_memory, tune, with_samples
 from .parameters import ParameterError, Settings, changed, declare
 from .pipeline import Watchdog
 from .statistics import Gaps, Statistics
@@ -81,7 +78,7 @@ class EstimatorNode(LifecycleNode):
         self._error, self._hung = "", ""
         self._outputs: Outputs | None = None
         self._inputs: list[Any] = []
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         trouble = plain_cdr_trouble()
         if trouble:
             self.get_logger().info(f"messages go through Python objects, about a millisecond a frame: {trouble}")
@@ -172,9 +169,7 @@ class EstimatorNode(LifecycleNode):
             validate_topic_name(topic)
         self.estimator = self._loaded()
         self._outputs = offer(self, settings, self.estimator, self._warn)
-        # What lives now lives for good: without it a full collection in the middle of a frame costs up to 50 ms.
-        gc.collect()
-        gc.freeze()
+        settle_memory()
 
     def _loaded(self) -> Estimator:
         """A new estimator; the executor waits for it, but a signal ends that."""
@@ -252,10 +247,7 @@ class EstimatorNode(LifecycleNode):
         if estimator is not None:
             estimator.close()
         del estimator
-        gc.unfreeze()
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed
+        give_memory_back()
 
     # messages ---------------------------------------------------------------------------------------------------
 
@@ -356,10 +348,10 @@ class EstimatorNode(LifecycleNode):
             self._apply_parameters()
         return SetParametersResult(successful=True)
 
-    def _prepare(self, settings: Settings) -> _Prepared:
+    def _prepare(self, settings: Settings) -> Prepared:
         estimator = self.estimator
         if estimator is None or settings.latents == self.settings.latents:
-            return _Prepared(settings, estimator)
+            return Prepared(settings, estimator)
         current = estimator
         loading = self._keep(
             Loading(lambda: with_samples(current, settings), self._listen, discard=lambda unwanted: None)
@@ -368,7 +360,7 @@ class EstimatorNode(LifecycleNode):
         prepared = loading.wait(self.context.ok, limit)
         if prepared is None:
             raise ParameterError(f"the engine gave no answer within {limit:g} s: set it again later")
-        return _Prepared(settings, prepared)
+        return Prepared(settings, prepared)
 
     def _apply_parameters(self) -> None:
         prepared, self._prepared = self._prepared, None
@@ -394,7 +386,6 @@ class EstimatorNode(LifecycleNode):
     def _condition(self) -> Condition:
         frame_id = self._worker.frame_id if self._worker is not None else ""
         frames = tuple(subscription.topic_name for subscription in self._inputs[1:])
-        full_name = self.get_fully_qualified_name()
         names = [f"{space.rstrip('/')}/{name}" for name, space in self.get_node_names_and_namespaces()]
         return Condition(
             state=self.state,
@@ -404,13 +395,6 @@ class EstimatorNode(LifecycleNode):
             focal_length=self._infos.focal_length,
             inputs=frames,
             publishers=sum(map(self.count_publishers, frames)),
-            twins=max(names.count(full_name) - 1, 0),
+            twins=max(names.count(self.get_fully_qualified_name()) - 1, 0),
             about={} if self.estimator is None else about(self.estimator, frame_id),
         )
-
-
-class _Prepared(NamedTuple):
-    """What a change of parameters leads to."""
-
-    settings: Settings
-    estimator: Estimator | None

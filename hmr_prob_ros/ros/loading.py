@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,10 +21,26 @@ from ..tracking import Tracker
 from .complaints import listening
 from .parameters import Settings
 
-__all__ = ["Load", "Loading", "load_estimator", "tune", "with_samples"]
+__all__ = [
+    "Load",
+    "Loading",
+    "Prepared",
+    "give_memory_back",
+    "load_estimator",
+    "settle_memory",
+    "tune",
+    "with_samples",
+]
 
 Load: TypeAlias = Callable[[Settings, Callable[[str], object]], Estimator]
 """Settings, and what takes a warning -> an estimator."""
+
+
+class Prepared(NamedTuple):
+    """What a change of parameters leads to."""
+
+    settings: Settings
+    estimator: Estimator | None
 
 
 def load_estimator(settings: Settings, warn: Callable[[str], object]) -> Estimator:
@@ -88,6 +107,20 @@ def tune(estimator: Estimator, settings: Settings) -> None:
     estimator.max_people = settings.max_people
     estimator.tracker.max_age = settings.identity_memory
     estimator.tracker.colours = Tracker().colours if settings.identity_by_clothes else 1.0
+
+
+def settle_memory() -> None:
+    """What lives now lives for good: without it a full collection in the middle of a frame costs up to 50 ms."""
+    gc.collect()
+    gc.freeze()
+
+
+def give_memory_back() -> None:
+    """Undo :func:`settle_memory`, and give the system what is free; glibc keeps it otherwise."""
+    gc.unfreeze()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Loading:
