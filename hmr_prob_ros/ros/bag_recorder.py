@@ -135,7 +135,7 @@ class TopicRecorder(Node):
                 self._say(f"{name} is not recorded: {missing}; {error}")
                 return
             self._say(f"{name} is recorded as bytes: {missing}")
-            self._asked[name] = DescriptionRequest(self, first)
+            self._asked[name] = DescriptionRequest(self, name, first.topic_type)
             self._held[name] = topic, []
         self._take(name, kind, qos)
 

@@ -14,6 +14,7 @@ __all__ = ["DescriptionRequest", "definition_of"]
 _PATIENCE = 20.0  # seconds; nodes before Iron do not answer
 _AGAIN = 0.5  # an answer that comes before discovery went both ways is lost
 _BASIC = {"BOOLEAN": "bool", "FLOAT": "float32", "DOUBLE": "float64"}
+_NO_NAME = "_NODE_NAME_UNKNOWN_"  # of a publisher whose participant has not told its nodes yet
 _FILLER = "structure_needs_at_least_one_member"  # C's empty structs are none
 _SEPARATOR = "=" * 80
 
@@ -56,32 +57,50 @@ class DescriptionRequest:
 
     Args:
         node: asks.
-        publisher: of the topic.
+        topic: its name.
+        kind: its type, as ``diagnostic_msgs/msg/DiagnosticArray``.
     """
 
-    def __init__(self, node: Node, publisher: TopicEndpointInfo) -> None:
+    def __init__(self, node: Node, topic: str, kind: str) -> None:
         self._node = node
-        self._publisher = publisher
+        self._topic = topic
+        self._kind = kind
+        self._publisher: TopicEndpointInfo | None = None
         self._end = time.monotonic() + _PATIENCE
         self._sent = 0.0
         self._futures: list[Future] = []  # the first answer counts: on a busy machine it comes after the next question
         self._client: Any = None
+        self._service: Any = None
         try:
             from type_description_interfaces.srv import GetTypeDescription
         except ImportError:  # before Iron
             self._end = 0.0
-            return
-        space = publisher.node_namespace.rstrip("/")
-        name = f"{space}/{publisher.node_name}/get_type_description"
-        self._client = node.create_client(GetTypeDescription, name)
+        else:
+            self._service = GetTypeDescription
+
+    def _meet(self) -> None:
+        """A client of the first node that publishes the topic and is known by name."""
+        for publisher in self._node.get_publishers_info_by_topic(self._topic):
+            if publisher.topic_type == self._kind and publisher.node_name != _NO_NAME:
+                name = f"{publisher.node_namespace.rstrip('/')}/{publisher.node_name}/get_type_description"
+                self._publisher = publisher
+                self._client = self._node.create_client(self._service, name)
+                return
 
     def answer(self) -> str | None:
         """The definition, "" where none is to be had, None while it may still come."""
         now = time.monotonic()
-        if self._client is not None and now - self._sent > _AGAIN and self._client.service_is_ready():
+        if self._publisher is None and now < self._end:
+            self._meet()
+        if (
+            self._publisher is not None
+            and self._client is not None
+            and now - self._sent > _AGAIN
+            and self._client.service_is_ready()
+        ):
             self._sent = now
-            request = self._client.srv_type.Request()
-            request.type_name = self._publisher.topic_type
+            request = self._service.Request()
+            request.type_name = self._kind
             request.type_hash = str(self._publisher.topic_type_hash)
             request.include_type_sources = False
             self._futures.append(self._client.call_async(request))
