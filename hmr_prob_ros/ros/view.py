@@ -215,14 +215,16 @@ def _open(options: ViewOptions, rr: Any) -> tuple[Any, bool]:
             options.save.touch()
         except OSError as error:
             raise ViewError(f"cannot write {options.save}: {error.strerror}") from error
-        recording.save(options.save, default_blueprint=blueprint)
+        recording.save(options.save)
     elif serve:
-        url = recording.serve_grpc(grpc_port=options.data_port, default_blueprint=blueprint)
+        url = recording.serve_grpc(grpc_port=options.data_port)
         rr.serve_web_viewer(web_port=options.web_port, open_browser=False, connect_to=url)
         data = quote(f"rerun+http://{options.host}:{options.data_port}/proxy", safe="")
         print(f"open http://{options.host}:{options.web_port}/?url={data} in a browser, Ctrl-C ends", flush=True)
     else:
-        recording.spawn(default_blueprint=blueprint)
+        recording.spawn()
+    # Not as the sink's default_blueprint: rerun 0.23 then waits with the GIL for a thread that wants the GIL.
+    recording.send_blueprint(blueprint)
     return recording, serve
 
 
