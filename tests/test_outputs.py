@@ -349,6 +349,21 @@ def test_skeleton_of_rep_155(body: Body, generated: ModuleType) -> None:
         skeleton_to_msg(one, OutputFrame([one], HEADER))
 
 
+def test_skeleton_of_rep_155_stays_in_the_image(body: Body, generated: ModuleType) -> None:
+    """hri_msgs wants coordinates in [0, 1]: what was guessed beyond is on the border and not believed."""
+    from hmr_prob_ros.ros.outputs.hri import ORDER, skeleton_to_msg
+
+    one = person_of(body)
+    one.keypoints[:, :2] = (100, 100)
+    for name, place in (("left_wrist", (-32, 120)), ("right_ankle", (320, 500))):
+        one.keypoints[KEYPOINT_NAMES.index(name)] = (*place, 0.4)
+    message = skeleton_to_msg(one, OutputFrame([one], HEADER, (640, 480)))
+    points = {name: (p.x, p.y, p.c) for name, p in zip(ORDER, message.skeleton, strict=True)}
+    assert points["left_wrist"] == pytest.approx((0, 0.25, 0))
+    assert points["right_ankle"] == pytest.approx((0.5, 1, 0))
+    assert points["left_knee"][2] > 0
+
+
 @pytest.mark.slow
 def test_all_outputs_between_nodes(tmp_path: Path) -> None:
     """The packages compiled, and every output sent over the middleware and received."""

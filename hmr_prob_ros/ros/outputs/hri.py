@@ -32,6 +32,9 @@ def body_id(person: HypothesisSet, index: int) -> str:
 def skeleton_to_msg(person: HypothesisSet, frame: OutputFrame) -> Skeleton2D:
     """The detected keypoints, x and y as shares of the image's width and height; the neck is between the shoulders.
 
+    The message knows nothing beyond [0, 1]: a point that was guessed outside of the image lies on its border, with
+    confidence 0.
+
     Raises:
         ValueError: the size of the image is not known.
     """
@@ -42,6 +45,9 @@ def skeleton_to_msg(person: HypothesisSet, frame: OutputFrame) -> Skeleton2D:
     neck[2] = points[_SHOULDERS, 2].min()
     rows = np.stack([neck if name == "neck" else points[KEYPOINT_NAMES.index(name)] for name in ORDER])
     rows[:, :2] /= frame.size
+    outside = ((rows[:, :2] < 0) | (rows[:, :2] > 1)).any(axis=1)
+    rows[:, :2] = rows[:, :2].clip(0, 1)
+    rows[outside, 2] = 0
     return Skeleton2D(
         header=frame.header, skeleton=[NormalizedPointOfInterest2D(x=x, y=y, c=c) for x, y, c in rows.tolist()]
     )
