@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["VideoError", "VideoWriter", "fit"]
+__all__ = ["VideoError", "VideoWriter", "fit", "require_h264"]
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-_TIME_BASE = Fraction(1, 1000)
+_TIME_BASE = Fraction(1, 90_000)  # as in MPEG: whole numbers for 24, 25, 30 and 60 Hz
 
 
 class VideoError(RuntimeError):
@@ -32,6 +32,18 @@ def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
+def require_h264() -> None:
+    """For whoever does not want the MPEG-4 that OpenCV writes.
+
+    Raises:
+        VideoError: PyAV is not installed.
+    """
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise VideoError("writing H.264 needs PyAV: pip install 'hmr_prob_ros[demo]'") from error
+
+
 class VideoWriter:
     """A video whose frames have times of their own; frames of another size are fitted in with a border.
 
@@ -42,12 +54,15 @@ class VideoWriter:
         path: file to write, ``.mp4`` or another container's ending.
         size: width and height in pixels; made even, as yuv420p needs it.
         rate: frames a second.
+        crf, preset: of x264: quality (lower is better) and how long it may look for a smaller file.
 
     Raises:
         VideoError: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, size: tuple[int, int], rate: float = 30.0) -> None:
+    def __init__(
+        self, path: str | Path, size: tuple[int, int], rate: float = 30.0, *, crf: int = 21, preset: str = "veryfast"
+    ) -> None:
         self.path = Path(path)
         self.size = (max(2, size[0] - size[0] % 2), max(2, size[1] - size[1] % 2))
         self._stream: Any = None
@@ -65,18 +80,14 @@ class VideoWriter:
         try:
             self._sink = av.open(str(self.path), "w")
             self._stream = self._sink.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
-        except (
-            ValueError,
-            OSError,
-            av.error.FFmpegError,
-        ):  # an FFmpeg without x264, or an ending that it does not know
+        except (ValueError, OSError, av.error.FFmpegError):  # FFmpeg without x264, or an ending that it does not know
             self._stream = None
             self._sink = self._opencv(rate)
             return
         self._stream.width, self._stream.height = self.size
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = _TIME_BASE
-        self._stream.options = {"preset": "veryfast", "crf": "21"}
+        self._stream.options = {"preset": preset, "crf": str(crf)}
 
     def _opencv(self, rate: float) -> cv2.VideoWriter:
         sink = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), rate, self.size)

@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.camera import Camera
 from hmr_prob_ros.skeleton import JOINT_NAMES
+from hmr_prob_ros.video import VideoError, VideoWriter, require_h264
 
 from .data.mocap import SPLITS, Mocap, load_mocap
 from .data.outfits import Outfit
@@ -250,18 +250,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _make(options)
-    except (ImportError, MocapError, RenderError, ValueError) as error:
+    except (MocapError, RenderError, ValueError, VideoError) as error:
         print(f"make_clip: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _make(options: argparse.Namespace) -> None:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("writing H.264 needs PyAV: pip install 'hmr_prob_ros[demo,train]'") from error
-
+    require_h264()
     body = Body.load()
     mocap = load_mocap(options.mocap, body, options.cache)
     betas = np.array([0.4, -0.5, 0.3, 0, 0, 0, 0, 0, 0, 0], np.float32)
@@ -273,11 +269,11 @@ def _make(options: argparse.Namespace) -> None:
     room, rng = _room(), np.random.default_rng(0)
     light = Light((-0.45, 1.0, 0.75), (0.80, 0.77, 0.72), (0.42, 0.43, 0.46))
     kept: dict[str, list[np.ndarray]] = {"joints": [], "keypoints3d": [], "state": []}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with Renderer(camera.width, camera.height, body) as renderer, av.open(str(options.out), "w") as sink:
-        stream: Any = sink.add_stream("libx264", rate=Fraction(FPS))
-        stream.width, stream.height, stream.pix_fmt = camera.width, camera.height, "yuv420p"
-        stream.options = {"preset": "slow", "crf": str(options.crf)}
+    size = camera.width, camera.height
+    with (
+        Renderer(*size, body) as renderer,
+        VideoWriter(options.out, size, FPS, crf=options.crf, preset="slow") as clip,
+    ):
         for rotation, offset in zip(tqdm(walk.rotations, desc="rendering", unit="frame"), walk.offset):
             _, _, joints, vertices, keypoints3d = place_body(body, rotation, betas, offset, view)
             frame = renderer.render(camera, [BodyMesh(vertices, OUTFIT)], room, view, light)
@@ -285,9 +281,7 @@ def _make(options: argparse.Namespace) -> None:
             kept["keypoints3d"].append(keypoints3d)
             kept["state"].append(keypoint_states(frame, camera, keypoints3d, renderer.reach))
             noisy = frame.image + rng.normal(0, 1.0, frame.image.shape)
-            picture = av.VideoFrame.from_ndarray(np.clip(noisy, 0, 255).astype(np.uint8), format="rgb24")
-            sink.mux(stream.encode(picture))
-        sink.mux(stream.encode(None))
+            clip.write(np.clip(noisy, 0, 255).astype(np.uint8), (len(kept["state"]) - 1) / FPS)
     options.out.with_suffix(".yaml").write_text(_camera_info(camera))
     truth = options.out.with_name(f"{options.out.stem}_truth.npz")
     np.savez_compressed(truth, **truth_of(kept, PARTS, mocap))  # type: ignore[arg-type]

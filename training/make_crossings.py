@@ -15,15 +15,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from hmr_prob_ros.body import Body
 from hmr_prob_ros.camera import Camera
+from hmr_prob_ros.video import VideoError, VideoWriter, require_h264
 
 from .data.mocap import Mocap, load_mocap
 from .data.render import BodyMesh, Renderer, RenderError, Solid, box
@@ -222,18 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _make(options)
-    except (ImportError, MocapError, RenderError, ValueError) as error:
+    except (MocapError, RenderError, ValueError, VideoError) as error:
         print(f"make_crossings: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _make(options: argparse.Namespace) -> None:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("writing H.264 needs PyAV: pip install 'hmr_prob_ros[demo,train]'") from error
-
+    require_h264()
     body = Body.load()
     cycle = walking_cycle(load_mocap(options.mocap, body, progress=False), options.recording)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -241,13 +236,9 @@ def _make(options: argparse.Namespace) -> None:
     for name, seed in tqdm(jobs, desc="rendering", unit="scene"):
         made = make_crossing(SCENES[name], cycle, body, seed)
         path = options.out / f"{name}_{seed}.mp4"
-        with av.open(str(path), "w") as sink:
-            stream: Any = sink.add_stream("libx264", rate=Fraction(FPS))
-            stream.width, stream.height, stream.pix_fmt = made.camera.width, made.camera.height, "yuv420p"
-            stream.options = {"preset": "veryfast", "crf": "16"}
-            for image in made.images:
-                sink.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            sink.mux(stream.encode(None))
+        with VideoWriter(path, (made.camera.width, made.camera.height), FPS, crf=16) as clip:
+            for number, image in enumerate(made.images):
+                clip.write(image, number / FPS)
         np.savez_compressed(
             path.with_suffix(".npz"),
             fps=np.asarray(FPS),
