@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Run", "drop_from_cache", "run_processes"]
+__all__ = ["Run", "drop_from_cache", "run_processes", "usage_of"]
 
 import json
 import os
@@ -123,7 +123,8 @@ class Run:
         }
 
 
-def _usage(pid: int) -> tuple[int, float, float] | None:
+def usage_of(pid: int) -> tuple[int, float, float] | None:
+    """Time in ns since the epoch, CPU seconds so far and resident bytes of a process; None once it has ended."""
     try:
         # The name may hold spaces; what follows it does not.
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -200,7 +201,7 @@ def run_processes(
             with tqdm(total=round(seconds), desc="listening", unit="s", leave=False) as bar:
                 while time.time() < ready + seconds:
                     _check(children, listener, logs)
-                    usage.append(_usage(node.process.pid))
+                    usage.append(usage_of(node.process.pid))
                     time.sleep(min(1.0, max(seconds / 10, 0.05)))
                     bar.n = min(round(time.time() - ready), bar.total)
                     bar.refresh()

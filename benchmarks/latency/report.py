@@ -9,37 +9,18 @@ __all__ = ["write"]
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import plots
+from tables import table, text
 
 from hmr_prob_ros.arguments import write_json
 from hmr_prob_ros.benchmark.accuracy import NOT_MEASURED
 from hmr_prob_ros.benchmark.measure import load_warning
 
 _QUANTILES = ("p50", "p90", "p99")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """A table in Markdown; numbers to the right."""
-    body = [[_text(cell) for cell in row] for row in rows]
-    lines = [
-        "| " + " | ".join(head) + " |",
-        "| " + " | ".join("---" if i == 0 else "---:" for i in range(len(head))) + " |",
-    ]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in body)]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
-    return str(value)
 
 
 def _percent(value: float | None) -> str:
@@ -68,9 +49,7 @@ def _stages(result: dict[str, Any]) -> list[str]:
             f"{row['posterior_share']:.1%} of the whole, CPU load {row['cpu_load']:g} cores, memory "
             f"{row['memory_mb']['resident']:.0f} MB (at most {row['memory_mb']['peak']:.0f}).",
             "",
-            *_table(
-                ["stage, ms", *_QUANTILES], ([k, *(v[q] for q in _QUANTILES)] for k, v in row["stages_ms"].items())
-            ),
+            *table(["stage, ms", *_QUANTILES], ([k, *(v[q] for q in _QUANTILES)] for k, v in row["stages_ms"].items())),
             "",
         ]
     return lines + [f"{name}: left out, {why}" for name, why in result["missing"].items()]
@@ -92,7 +71,7 @@ def _growth(result: dict[str, Any]) -> list[str]:
         for row in rows
     )
     missing = [f"- {name} is left out: {why}" for name, why in result["missing"].items()]
-    return [_accuracy_line(rows), "", *_table(head, body), "", *missing]
+    return [_accuracy_line(rows), "", *table(head, body), "", *missing]
 
 
 def _peak(result: dict[str, Any]) -> list[str]:
@@ -100,7 +79,7 @@ def _peak(result: dict[str, Any]) -> list[str]:
     return [
         "Operations of the flow's layers over time x the fastest float32 product measured in the same run.",
         "",
-        *_table(
+        *table(
             head,
             (
                 [
@@ -163,7 +142,7 @@ def _sampler(result: dict[str, Any]) -> list[str]:
         "is eager torch without modes; our graph makes modes and moments besides. *Most at the peak*: the factor if "
         "our layers ran at the measured peak of float32 products and all else took no time.",
         "",
-        *_table(head, body),
+        *table(head, body),
     ]
 
 
@@ -183,7 +162,7 @@ def _modes(result: dict[str, Any]) -> list[str]:
     lines = [
         "Inertia is relative to the best of 50 starts of scikit-learn.",
         "",
-        *_table([*head, "10 starts", "graph = numpy"], body),
+        *table([*head, "10 starts", "graph = numpy"], body),
         "",
     ]
     if isinstance(result["share"], str):
@@ -191,7 +170,7 @@ def _modes(result: dict[str, Any]) -> list[str]:
     share = (
         [row["samples"], row["whole_ms"], row["without_modes_ms"], _percent(row["share"])] for row in result["share"]
     )
-    return [*lines, *_table(["N", "whole graph, ms", "without modes, ms", "share of the modes"], share)]
+    return [*lines, *table(["N", "whole graph, ms", "without modes, ms", "share of the modes"], share)]
 
 
 def _latents(result: dict[str, Any]) -> list[str]:
@@ -204,7 +183,7 @@ def _latents(result: dict[str, Any]) -> list[str]:
     head = ["latents", "N", "PA-MPJPE, mm", "MPJPE, mm", "MPJPE to bodies of the posterior, mm"]
     body = ([row["latents"], row["samples"], *(cell(row, name) for name in names)] for row in result["rows"])
     about = f"Best of N, {result['people']} people, {result['seeds']} seeds (± standard error over them)."
-    return [about, *([] if result["set"] else [f"Against true bodies {NOT_MEASURED}."]), "", *_table(head, body)]
+    return [about, *([] if result["set"] else [f"Against true bodies {NOT_MEASURED}."]), "", *table(head, body)]
 
 
 def _variants(result: dict[str, Any]) -> list[str]:
@@ -221,7 +200,7 @@ def _variants(result: dict[str, Any]) -> list[str]:
         for row in done
     )
     skipped = [f"- {row['variant']}: {row['skipped']}" for row in result["rows"] if "skipped" in row]
-    return [_accuracy_line(done), "", *_table(head, body), "", *skipped]
+    return [_accuracy_line(done), "", *table(head, body), "", *skipped]
 
 
 def _line(run: dict[str, Any]) -> list[Any]:
@@ -242,7 +221,7 @@ def _processes(result: dict[str, Any]) -> list[str]:
     return [
         f"Stamp of the image in the camera's process to reception of the hypotheses in another one, {result['clip']}.",
         "",
-        *_table(
+        *table(
             ["detector", "pipeline", "people", *_RUN],
             ([r["detector"], r["pipeline"], r["people"], *_line(r)] for r in runs),
         ),
@@ -260,7 +239,7 @@ def _four(result: dict[str, Any]) -> list[str]:
     ]
     if "skipped" in run:
         return [*lines, f"Across processes: {run['skipped']}."]
-    return [*lines, *_table(["across processes, people", *_RUN], [[run["people"], *_line(run)]])]
+    return [*lines, *table(["across processes, people", *_RUN], [[run["people"], *_line(run)]])]
 
 
 def _sustained(result: dict[str, Any]) -> list[str]:
@@ -268,10 +247,10 @@ def _sustained(result: dict[str, Any]) -> list[str]:
     names = ("minute", "p50", "p99", "memory_mb", "frames", "dropped")
     return [
         f"{result['minutes']:g} minutes at 30 Hz: {result['rate_hz']:g} answers a second, {result['dropped']} dropped. "
-        f"Growth a minute: p50 {_text(growth['p50'])} ms, p99 {_text(growth['p99'])} ms, memory "
-        f"{_text(growth['memory_mb'])} MB.",
+        f"Growth a minute: p50 {text(growth['p50'])} ms, p99 {text(growth['p99'])} ms, memory "
+        f"{text(growth['memory_mb'])} MB.",
         "",
-        *_table(
+        *table(
             ["minute", "p50, ms", "p99, ms", "memory, MB", "frames", "dropped"],
             ([row[name] for name in names] for row in result["rows"]),
         ),
@@ -316,14 +295,14 @@ def write(out: Path, about: dict[str, Any] | None = None, order: Iterable[str] =
         f"{about['governor'] or 'not readable'}; {about['system']}; Python {about['python']}, {versions}.",
     ]
     for name, section in sections.items():
-        title, text = _TITLES[name]
+        title, lines_of = _TITLES[name]
         lines += ["", f"## {title}", ""]
         if warning := load_warning({**about, "busy_cores": section["busy_cores"]}):
             lines += [f"WARNING: {warning}", ""]
         if "skipped" in section:
             lines.append(f"Not measured: {section['skipped']}")
             continue
-        lines += text(section["result"])
+        lines += lines_of(section["result"])
         lines += [f"\n![{name}]({picture})" for picture in plots.draw(name, section["result"], out)]
     (out / "latency.md").write_text("\n".join(lines) + "\n")
 
