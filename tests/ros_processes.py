@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,17 @@ class Client:
         self.executor.shutdown()
         self.node.destroy_node()
         self.context.try_shutdown()
+
+
+@contextmanager
+def running_node(client: Client, folder: Path) -> Iterator[Process]:
+    """The estimator, answering already; afterwards it must end well."""
+    process = Process(folder, client.context.get_domain_id(), "--ros-args", *bundle_arguments())
+    try:
+        client.wait_for_node()
+        client.answer(client.send(photograph()))
+        yield process
+        assert process.end(signal.SIGTERM) == 0, process.text
+        assert "Traceback" not in process.text
+    finally:
+        process.end(signal.SIGKILL)

@@ -22,7 +22,7 @@ pytest.importorskip("hmr_prob_ros.msg", reason="the messages are not built: pip 
 pytest.importorskip("ai_edge_litert", reason="needs the default detector: pip install ai-edge-litert")
 
 from rclpy.serialization import serialize_message
-from ros_processes import FRAME, Client, Process, bundle_arguments, photograph
+from ros_processes import FRAME, Client, Process, photograph, running_node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -70,15 +70,8 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def node(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = Process(
-        tmp_path_factory.mktemp("node"), client.context.get_domain_id(), "--ros-args", *bundle_arguments()
-    )
-    try:
-        client.wait_for_node()
+    with running_node(client, tmp_path_factory.mktemp("node")) as process:
         yield process
-        assert process.end() == 0
-    finally:
-        process.end(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

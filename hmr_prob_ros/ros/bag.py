@@ -7,6 +7,7 @@ this project's own messages.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import queue
 import re
 import threading
@@ -65,13 +66,25 @@ def message_class(name: str) -> type:
     Raises:
         ImportError: its package is not installed or has no such message.
     """
-    package, *folder, short = name.split("/")
-    module = f"{package}.{folder[0] if folder else 'msg'}"
+    package, *folders, short = name.split("/")
+    folder = folders[0] if folders else "msg"
+    mend = f"pip install ros-{package.replace('_', '-')}, apt install it or source the workspace that has it"
     try:
-        return getattr(importlib.import_module(module), short)
-    except (ImportError, AttributeError) as error:
-        mend = f"pip install ros-{package.replace('_', '-')}, apt install it or source the workspace that has it"
+        # Names come out of files and from the network: nothing is imported that is no package of messages.
+        if not _has_interfaces(package, folder):
+            raise ImportError(f"no installed package {package} has a folder {folder}")
+        return getattr(importlib.import_module(f"{package}.{folder}"), short)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ImportError(f"the type {name} is not installed: {mend}") from error
+
+
+def _has_interfaces(package: str, folder: str) -> bool:
+    """Whether an installed package has a folder of messages, services or actions; tells without importing it."""
+    if folder not in ("msg", "srv", "action") or not package.isidentifier():
+        return False
+    spec = importlib.util.find_spec(package)
+    places = None if spec is None else spec.submodule_search_locations
+    return any((Path(place) / folder).is_dir() for place in places or ())
 
 
 def message_definition(message: type) -> str:

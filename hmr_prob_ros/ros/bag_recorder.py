@@ -24,6 +24,7 @@ from .bag_folder import BagFolder
 from .bag_storage import Topic
 from .qos import profiles_to_yaml, take_from_all
 from .raw_type import clear_error, raw_message_class
+from .security import starting
 from .type_description import DescriptionRequest
 
 __all__ = ["RecordOptions", "TopicRecorder", "record"]
@@ -194,11 +195,13 @@ def record(options: RecordOptions, stop: threading.Event) -> dict[str, int]:
 
     Raises:
         BagError: the folder cannot be used, or the disk got full.
+        RosStartError: ROS does not start.
     """
     bag = BagThread(BagFolder(options.out, options.storage, options.split_bytes))
     try:
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        node = TopicRecorder(bag, options)
+        with starting():
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = TopicRecorder(bag, options)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         node.get_logger().info(f"recording to {options.out}")

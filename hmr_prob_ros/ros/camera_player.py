@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+from builtin_interfaces.msg import Time
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from ..camera import Camera, CameraError
 from ..sources import FrameSource, SourceError, open_source
 from .images import camera_to_info, rgb_to_image
+from .security import RosStartError, starting
 
 __all__ = ["CameraPlayer", "main"]
 
@@ -70,10 +72,14 @@ class CameraPlayer(Node):
         camera_to_info(self.camera.scaled(width, height) if self.camera else Camera.guess(width, height), self._info)
         rgb_to_image(image, self._image)
 
+    def stamp(self) -> Time:
+        """Of the next picture: now."""
+        return self.get_clock().now().to_msg()
+
     def send(self) -> None:
         """Publish what :meth:`load` made, stamped now; the camera info goes first, so that the image finds it there."""
         self._check()
-        stamp = self.get_clock().now().to_msg()
+        stamp = self.stamp()
         for message in (self._info, self._image):
             message.header.stamp = stamp
             message.header.frame_id = self.frame_id
@@ -201,8 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = Camera.from_yaml(args.camera) if args.camera else None
         sources = [open_source(name, max_size=args.max_size or None) for name in args.inputs]
         cameras = [_camera_of(name, source, chosen) for name, source in zip(args.inputs, sources, strict=True)]
-        rclpy.init(args=arguments)
-        player = CameraPlayer(args.topic, args.frame_id)
+        with starting():
+            rclpy.init(args=arguments)
+            player = CameraPlayer(args.topic, args.frame_id)
         found = player.wait_for_subscribers(args.wait, args.wait_seconds)
         if found < args.wait:
             player.get_logger().warning(f"{found} of {args.wait} subscribers came, playing all the same")
@@ -210,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         player.flush()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (SourceError, CameraError) as error:
+    except (SourceError, CameraError, RosStartError) as error:
         print(f"hmr-prob-player: {error}", file=sys.stderr)
         return 2
     finally:

@@ -10,10 +10,11 @@ import numpy as np
 
 from ..camera import Camera, CameraError
 from .conversions import stamp_to_nanoseconds
-from .images import CameraInfoError, camera_from_info
+from .images import MOST_CHARACTERS, CameraInfoError, camera_from_info, shown
 
 __all__ = ["CameraInfos"]
 
+_MOST_COEFFICIENTS = 14  # OpenCV's fullest distortion model
 _KEPT = 16  # camera infos kept to find the one of the image
 
 
@@ -41,7 +42,13 @@ class CameraInfos:
         """Of the latest frame: ``known``, ``field of view`` or ``guessed``."""
 
     def add(self, info: Any) -> None:
-        """A camera info came."""
+        """A camera info came; one of absurd size is not kept."""
+        if len(info.header.frame_id) > MOST_CHARACTERS or len(info.d) > _MOST_COEFFICIENTS:
+            self._complain(
+                f"camera info on {self._topic} was not used, its frame_id has {len(info.header.frame_id)} characters "
+                f"and d {len(info.d)} coefficients: at most {MOST_CHARACTERS} and {_MOST_COEFFICIENTS} make sense"
+            )
+            return
         key = stamp_to_nanoseconds(info.header.stamp), info.header.frame_id
         with self._lock:
             self._infos.pop(key, None)
@@ -76,8 +83,9 @@ class CameraInfos:
                 self.trouble, self.focal_length = "", "known"
                 if info.header.frame_id != frame_id:
                     self._say_once(
-                        f"camera info on {self._topic} has the frame {info.header.frame_id!r}, the image "
-                        f"{frame_id!r}: if they belong to two cameras, all distances are wrong; set camera_info_topic"
+                        f"camera info on {self._topic} has the frame {shown(info.header.frame_id)}, the image "
+                        f"{shown(frame_id)}: if they belong to two cameras, all distances are wrong; set "
+                        "camera_info_topic"
                     )
                 return camera
             width, height = width or info.width, height or info.height

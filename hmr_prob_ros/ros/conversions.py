@@ -26,7 +26,7 @@ from hmr_prob_ros.msg import (
     PoseKeypointsArray,
 )
 
-from ..hypotheses import HypothesisSet, Person2D
+from ..hypotheses import HypothesisError, HypothesisSet, Person2D
 from ..skeleton import JOINT_NAMES, NUM_JOINTS, NUM_KEYPOINTS
 from .cdr import serialize_people
 
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _NAMES = list(JOINT_NAMES)
+_MOST_PEOPLE = 256
 _PLAIN_CDR = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp", "rmw_cyclonedds_cpp")
 
 
@@ -201,8 +202,10 @@ def people_from_msg(array: PoseKeypointsArray) -> list[Person2D]:
     """``PoseKeypointsArray`` -> 2D poses; a box that is all zero is taken from the keypoints with a confidence.
 
     Raises:
-        HypothesisError: a number is not finite.
+        HypothesisError: a number is not finite, or there are more people than a picture can show.
     """
+    if len(array.people) > _MOST_PEOPLE:
+        raise HypothesisError(f"keypoints of {len(array.people)} people: send at most {_MOST_PEOPLE} in a message")
     people = []
     for msg in array.people:
         keypoints = np.array(msg.keypoints, np.float32).reshape(NUM_KEYPOINTS, 3)

@@ -61,6 +61,7 @@ def _run(arguments: list[str], signals: _Signals, load: Load | None) -> int:
     from .fastdds import remove_broken_segments
     from .lifecycle import EstimatorNode
     from .loading import load_estimator
+    from .security import start_trouble
 
     options = _parser().parse_args(remove_ros_args(arguments)[1:])
     signals.at_once = False
@@ -80,7 +81,7 @@ def _run(arguments: list[str], signals: _Signals, load: Load | None) -> int:
             _spin_once(executor, nodes)
     except Exception as error:
         if not signals.come:  # what ROS says after it was shut down is no news
-            print(f"hmr-prob-node: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            print(f"hmr-prob-node: {start_trouble(error)}", file=sys.stderr)
             result = 2
     finally:
         hangs = not _close(nodes)

@@ -29,7 +29,15 @@ from .cameras import CameraInfos
 from .cdr import read_image, serialize_people
 from .complaints import listening
 from .conversions import people_from_msg, people_to_msgs
-from .images import CameraInfoError, ImageError, compressed_to_rgb, image_to_rgb, rgb_to_image
+from .images import (
+    MOST_CHARACTERS,
+    CameraInfoError,
+    ImageError,
+    compressed_to_rgb,
+    image_to_rgb,
+    rgb_to_image,
+    shown,
+)
 from .markers import MarkerBuilder
 from .outputs import OutputFrame
 from .parameters import Settings
@@ -196,13 +204,14 @@ class FrameWorker:
         stages: dict[str, float] = {}
         image = None
         if isinstance(msg, PoseKeypointsArray):
-            header = msg.header
+            header = _checked(msg.header)
             self._same_camera(header.frame_id, (), estimator)
             camera = self._camera(stamp, header.frame_id, 0, 0, settings)
             people = estimator.track(people_from_msg(msg), camera, stamp * 1e-9)
             stages["convert"] = 1e3 * (time.perf_counter() - started)
         else:
             header, image = _picture(msg)
+            _checked(header)
             self._same_camera(header.frame_id, image.shape, estimator)
             camera = self._camera(stamp, header.frame_id, image.shape[1], image.shape[0], settings)
             stages["convert"] = 1e3 * (time.perf_counter() - started)
@@ -322,6 +331,15 @@ class FrameWorker:
 def _is_twin(waiting: Arrival, arrival: Arrival) -> bool:
     """The compressed twin of a waiting raw frame, or the other way round, is not a frame of its own."""
     return waiting.stamp == arrival.stamp and type(waiting.message) is not type(arrival.message)
+
+
+def _checked(header: Header) -> Header:
+    if len(header.frame_id) > MOST_CHARACTERS:
+        raise ImageError(
+            f"frame_id {shown(header.frame_id, 40)} is longer than {MOST_CHARACTERS} characters: set another one in "
+            "the camera driver"
+        )
+    return header
 
 
 def _picture(msg: bytes | Image | CompressedImage) -> tuple[Header, np.ndarray]:

@@ -16,6 +16,7 @@ from ..camera import Camera
 
 __all__ = [
     "ENCODINGS",
+    "MOST_CHARACTERS",
     "CameraInfoError",
     "ImageError",
     "camera_from_info",
@@ -23,6 +24,7 @@ __all__ = [
     "compressed_to_rgb",
     "image_to_rgb",
     "rgb_to_image",
+    "shown",
 ]
 
 
@@ -32,6 +34,19 @@ class ImageError(ValueError):
 
 class CameraInfoError(ValueError):
     """A camera info that cannot be used; the text names the field and the mend."""
+
+
+MOST_CHARACTERS = 256
+"""Of a frame_id: every message that is published holds it again."""
+
+
+def shown(text: str, most: int = 80) -> str:
+    """A string from a message as it may stand in a text: quoted, without control characters, and never long.
+
+    >>> print(shown("rgb8"), shown("a\\n" + 1000 * "b", 4))
+    'rgb8' 'a\\nbb'... (1002 characters)
+    """
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text)} characters)"
 
 
 # encoding -> (bytes a pixel, OpenCV code that makes RGB of it, or None where it is RGB already)
@@ -74,7 +89,7 @@ def image_to_rgb(msg: Any) -> np.ndarray:
         ImageError: unknown encoding, no pixels, rows shorter than the width, or less data than rows.
     """
     name, width, height, step = msg.encoding, int(msg.width), int(msg.height), int(msg.step)
-    what = f"image {width}x{height} with encoding {name!r}"
+    what = f"image {width}x{height} with encoding {shown(name)}"
     if name in _EIGHT_BIT:
         (pixel, code), depth = _EIGHT_BIT[name], 1
     elif name in _SIXTEEN_BIT:
@@ -144,7 +159,7 @@ def compressed_to_rgb(msg: Any) -> np.ndarray:
         ImageError: no data, neither JPEG nor PNG, more pixels than any camera has, or a file that was cut short.
     """
     data = np.frombuffer(msg.data, np.uint8)
-    what = f"compressed image with format {msg.format!r} and {data.size} bytes"
+    what = f"compressed image with format {shown(msg.format)} and {data.size} bytes"
     if data.size == 0:
         raise ImageError(f"{what} is empty: check that the camera driver delivers frames")
     size = _size_in_header(bytes(data[:65_536]))
@@ -248,7 +263,7 @@ def _distortion(info: Any) -> tuple[str, tuple[float, ...]]:
         raise CameraInfoError(f"camera info: distortion d={list(values)} holds NaN: calibrate the camera again")
     if model not in _MODELS:
         raise CameraInfoError(
-            f"camera info: distortion model {model!r} is unknown: use one of {', '.join(_MODELS)}, "
+            f"camera info: distortion model {shown(model)} is unknown: use one of {', '.join(_MODELS)}, "
             "or publish a rectified picture with d empty"
         )
     return model, values

@@ -103,8 +103,11 @@ class Settings:
             ParameterError: it is not a YAML mapping.
         """
         try:
+            # A few anchors within each other make gigabytes of a hundred bytes as soon as somebody prints them.
+            if any(isinstance(token, yaml.AnchorToken) for token in yaml.scan(self.detector_options)):
+                raise ParameterError("detector_options has an anchor (&): write each value where it belongs")
             options = yaml.safe_load(self.detector_options or "{}")
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ParameterError(f"detector_options is not YAML: {error}") from error
         if not isinstance(options, dict):
             raise ParameterError(

@@ -22,6 +22,7 @@ from .bag_reader import BagReader
 from .bag_storage import Topic
 from .qos import offered_by, serve_all
 from .raw_type import clear_error, raw_message_class
+from .security import starting
 
 __all__ = ["BagPlayer", "ReplayOptions", "replay"]
 
@@ -157,15 +158,17 @@ def replay(options: ReplayOptions, stop: threading.Event) -> int:
 
     Raises:
         BagError: the bag cannot be read or played.
+        RosStartError: ROS does not start.
     """
     bag = BagReader(options.bag)
     if not bag.topics:
         raise BagError(f"{options.bag} is empty: nothing was published while it was recorded")
     if options.start * 1e9 > bag.last - bag.first:
         raise BagError(f"{options.bag} is {(bag.last - bag.first) * 1e-9:.1f} s long: --start must lie within")
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = BagPlayer(bag, options.topics, options.remap, options.clock)
+        with starting():
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = BagPlayer(bag, options.topics, options.remap, options.clock)
         node.wait_for_subscribers(options.wait, stop)
         count = 0
         while not stop.is_set():

@@ -33,6 +33,7 @@ from hmr_prob_ros.msg import HumanHypothesesArray
 from ..video import VideoError
 from .bag import BagError, BagWriter
 from .render import render_run
+from .security import RosStartError, starting
 from .statistics import STATUS_NAME
 
 __all__ = ["Recorder", "RecorderError", "main"]
@@ -200,8 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bag, video, report = (args.out / f"{args.name}.{ending}" for ending in ("mcap", "mp4", "json"))
     topics = (args.image_topic, args.camera_info_topic, args.hypotheses_topic)
     try:
-        rclpy.init(args=arguments)
-        node = Recorder(bag, topics, reliable=not args.best_effort)
+        with starting():
+            rclpy.init(args=arguments)
+            node = Recorder(bag, topics, reliable=not args.best_effort)
         _record(node, args.idle)
         node.finish()
         summary = node.summary()
@@ -215,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hmr-prob-recorder: interrupted, the video is not complete", file=sys.stderr)
         return 130
-    except (BagError, RecorderError, VideoError, OSError) as error:
+    except (BagError, RecorderError, VideoError, RosStartError, OSError) as error:
         print(f"hmr-prob-recorder: {error}", file=sys.stderr)
         return 1
     return 0

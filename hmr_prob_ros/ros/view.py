@@ -33,6 +33,7 @@ from .bag_reader import BagReader
 from .conversions import hypotheses_from_msg, stamp_to_nanoseconds
 from .images import CameraInfoError, ImageError, camera_from_info, compressed_to_rgb, image_to_rgb
 from .markers import ellipsoids, mode_colours
+from .security import starting
 
 __all__ = ["Scene", "ViewError", "ViewOptions", "view"]
 
@@ -244,7 +245,6 @@ def _show_bag(bag: BagReader, options: ViewOptions, scene: Scene, stop: threadin
 
 
 def _show_topics(types: Mapping[str, type], scene: Scene, stop: threading.Event) -> int:
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     count = 0
 
     def add(message: Any) -> None:
@@ -253,7 +253,9 @@ def _show_topics(types: Mapping[str, type], scene: Scene, stop: threading.Event)
 
     handler: Callable[[Any], None] = add
     try:
-        node = Node("human_view", start_parameter_services=False)
+        with starting():
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+            node = Node("human_view", start_parameter_services=False)
         for topic, kind in types.items():
             # Newest image only: what the viewer cannot take must not queue up here.
             qos = (
@@ -279,6 +281,7 @@ def view(options: ViewOptions, stop: threading.Event) -> int:
     Raises:
         ViewError: rerun is missing, a file cannot be written, or the bag holds nothing to show.
         BagError: the bag cannot be read.
+        RosStartError: ROS does not start.
     """
     rr = _rerun()
     bag = BagReader(options.bag) if options.bag is not None else None
