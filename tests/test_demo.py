@@ -26,8 +26,9 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from hmr_prob_ros.msg import HumanHypothesesArray
 from hmr_prob_ros.ros.bag import BagError, BagWriter, message_definition, read_bag
-from hmr_prob_ros.ros.demo import demo_environment, format_summary, run_demo
+from hmr_prob_ros.ros.demo import format_summary, run_demo
 from hmr_prob_ros.ros.fastdds import remove_broken_segments
+from hmr_prob_ros.ros.processes import private_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
@@ -241,12 +242,11 @@ def test_bag_errors(tmp_path: Path) -> None:
 
 
 def test_demo_has_a_domain_and_a_profile_of_its_own() -> None:
-    environment = demo_environment({"ROS_DOMAIN_ID": "0"})
+    environment = private_environment({"ROS_DOMAIN_ID": "0"})
     assert 30 <= int(environment["ROS_DOMAIN_ID"]) <= 101
     assert Path(environment["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
-    assert (
-        demo_environment({"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"})["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
-    )
+    mine = private_environment({"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"})
+    assert mine["FASTDDS_DEFAULT_PROFILES_FILE"] == "/mine.xml"
 
 
 def test_unfinished_shared_memory_is_removed(tmp_path: Path) -> None:

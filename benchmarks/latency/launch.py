@@ -166,7 +166,7 @@ def run_processes(
 
     Raises:
         Skipped: ROS 2 is not installed.
-        DemoError: a process failed; the text holds the end of its log.
+        ProcessError: a process failed; the text holds the end of its log.
     """
     try:
         import rclpy  # noqa: F401
@@ -174,14 +174,14 @@ def run_processes(
         from hmr_prob_ros.msg import HumanHypothesesArray  # noqa: F401
     except ImportError as error:
         raise Skipped(f"ROS 2 is not installed here ({error})") from error
-    from hmr_prob_ros.ros import demo
     from hmr_prob_ros.ros.fastdds import remove_broken_segments
+    from hmr_prob_ros.ros.processes import ChildProcess, ProcessError, child_processes, private_environment
 
-    shared = demo.demo_environment()
+    shared = private_environment()
     remove_broken_segments()
     node_arguments = ["--ros-args", *(part for k, v in parameters.items() for part in ("-p", f"{k}:={v}"))]
     player = [str(clip), "--loop", f"--rate={RATE}", "--wait=0", "--quiet"]
-    with tempfile.TemporaryDirectory(prefix="hmr_prob_latency_") as folder, demo._processes() as children:
+    with tempfile.TemporaryDirectory(prefix="hmr_prob_latency_") as folder, child_processes() as children:
         logs = Path(folder)
         shared["ROS_LOG_DIR"] = folder
         heard = logs / "heard.json"
@@ -189,10 +189,10 @@ def run_processes(
             command = [sys.executable, str(Path(__file__).with_name("listener.py")), f"--out={heard}"]
             listener = subprocess.Popen(command, env=shared, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            children.append(demo._Process("camera_player", player, shared, logs / "player.log", show=False))
+            children.append(ChildProcess("camera_player", player, shared, logs / "player.log", show=False))
             time.sleep(3)  # decoding, discovery: the camera is on when the node comes
             started = time.time_ns()
-            node = demo._Process(
+            node = ChildProcess(
                 "estimator_node", node_arguments, {**shared, **(environment or {})}, logs / "node.log", show=False
             )
             children.append(node)
@@ -207,7 +207,7 @@ def run_processes(
                     bar.refresh()
             listener.terminate()
             if listener.wait(60):
-                raise demo.DemoError((logs / "listener.log").read_text(errors="replace")[-2000:])
+                raise ProcessError((logs / "listener.log").read_text(errors="replace")[-2000:])
             found = json.loads(heard.read_text())
         finally:
             if listener.poll() is None:
@@ -223,13 +223,13 @@ def run_processes(
 
 
 def _check(children: Sequence[Any], listener: subprocess.Popen[bytes], logs: Path) -> None:
-    from hmr_prob_ros.ros.demo import DemoError
+    from hmr_prob_ros.ros.processes import ProcessError
 
     for child in children:
         if not child.running():
             raise child.fail(child.process.returncode)
     if listener.poll() is not None:
-        raise DemoError(f"the listener ended:\n{(logs / 'listener.log').read_text(errors='replace')[-2000:]}")
+        raise ProcessError(f"the listener ended:\n{(logs / 'listener.log').read_text(errors='replace')[-2000:]}")
 
 
 def _wait_for_answer(

@@ -28,7 +28,7 @@ from session import Soak, SoakError
 import hmr_prob_ros
 from hmr_prob_ros.arguments import CommandError, positive_number
 from hmr_prob_ros.benchmark.measure import load_warning, machine
-from hmr_prob_ros.ros.demo import DemoError
+from hmr_prob_ros.ros.processes import ProcessError
 
 _PACKAGES = ("hmr_prob_ros", "numpy", "onnxruntime", "ai-edge-litert", "mediapipe", "rtmlib", "ros-rclpy")
 _GAP = 0.5
@@ -86,7 +86,7 @@ class _Run:
         """All of it.
 
         Raises:
-            SoakError, DemoError: a process ended; what was found so far is written.
+            SoakError, ProcessError: a process ended; what was found so far is written.
         """
         options = self.options
         with Soak(options.out, options.clip, options.camera, options.node, options.rate) as soak:
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run.go()
     except (CommandError, OSError) as error:
         parser.error(" ".join(str(error).split()))
-    except (SoakError, DemoError) as error:
+    except (SoakError, ProcessError) as error:
         print(f"FAIL  {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

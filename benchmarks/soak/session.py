@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from figures import ACCOUNTED, Log
 
-from hmr_prob_ros.ros import demo
 from hmr_prob_ros.ros.fastdds import remove_broken_segments
+from hmr_prob_ros.ros.processes import ChildProcess, child_processes, die_with_parent, private_environment
 from launch import usage_of
 
 _HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ class Soak:
         rate: of the camera.
 
     Raises:
-        DemoError, SoakError: a process did not start, or ended before its time.
+        ProcessError, SoakError: a process did not start, or ended before its time.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class Soak:
         self._stack.close()
 
     def _start(self) -> None:
-        environment = demo.demo_environment()
+        environment = private_environment()
         environment["ROS_LOG_DIR"] = str(self.folder)
         os.environ.update(environment)  # this process listens to the same domain
         remove_broken_segments()
         self._join()
         self._usage = self._stack.enter_context((self.folder / "usage.f64").open("wb", buffering=0))
         self._said = self._stack.enter_context((self.folder / "diagnostics.jsonl").open("w", buffering=1))
-        children = self._stack.enter_context(demo._processes())
+        children = self._stack.enter_context(child_processes())
         self._scripts = {"observer": self._script("observer.py", f"--out={self.folder}")}
         options = [f"--log={self.folder / 'sent.i64'}", f"--rate={self.rate}"]
         options += [] if self._camera is None else [f"--camera={self._camera}"]
         self._scripts["camera"] = self._script("camera.py", str(self._clip), *options)
         arguments = ["--ros-args", *(part for k, v in self._parameters.items() for part in ("-p", f"{k}:={v}"))]
-        self.node = demo._Process("estimator_node", arguments, environment, self.folder / "node.log", show=False)
+        self.node = ChildProcess("estimator_node", arguments, environment, self.folder / "node.log", show=False)
         children.append(self.node)
         if not self.until(lambda: b"ready:" in self.node.log.read_bytes(), 180):
             raise SoakError("the node was not ready within 180 s")
@@ -130,7 +130,7 @@ class Soak:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=demo._die_with_parent,
+            preexec_fn=die_with_parent,
         )
         self._stack.callback(_end, process)
         return process

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check_modes(arguments)
     try:
-        from ..ros.demo import DemoError, run_demo
+        from ..ros.demo import run_demo
     except ImportError as error:
         if (error.name or "").startswith("hmr_prob_ros."):
             raise  # not a missing package but a broken installation
@@ -47,7 +47,4 @@ def run(arguments: argparse.Namespace) -> int:
         ) from error
     names = ("seconds", "rate", "max_size", "detector", "bundle", "camera", "samples", "modes", "quiet")
     options = {name: getattr(arguments, name) for name in names}
-    try:
-        return run_demo(arguments.input or None, arguments.out, video=not arguments.no_video, **options)
-    except DemoError as error:
-        raise CommandError(str(error)) from error
+    return run_demo(arguments.input or None, arguments.out, video=not arguments.no_video, **options)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib.util
 import json
-import os
-import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from .fastdds import fastdds_environment, remove_broken_segments
+from .fastdds import remove_broken_segments
+from .processes import ChildProcess, ProcessError, child_processes, private_environment
 
-__all__ = ["DemoError", "default_inputs", "demo_environment", "format_summary", "run_demo"]
+__all__ = ["DemoError", "default_inputs", "format_summary", "run_demo"]
 
 CAMERA_SECONDS = 15.0
 """How long a live camera is recorded when nothing else is asked for."""
@@ -27,15 +23,8 @@ CAMERA_SECONDS = 15.0
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
-class DemoError(RuntimeError):
-    """A process of the demo failed; the text holds the end of its log.
-
-    ``exit_code`` is 2 for something that was asked for and cannot be had (an input, a bundle), else 1.
-    """
-
-    def __init__(self, text: str, exit_code: int = 1) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
+class DemoError(ProcessError):
+    """The demo cannot begin."""
 
 
 def default_inputs() -> list[str]:
@@ -55,94 +44,6 @@ def default_inputs() -> list[str]:
             f"{' and '.join(missing)} not found: install the package again, or give an input of your own", 2
         )
     return [str(picture), str(clip)]
-
-
-def demo_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment of the demo's processes: the profile for images and a ROS domain of their own.
-
-    Raises:
-        DemoError: the profile is not installed.
-    """
-    try:
-        result = fastdds_environment(environment)
-    except FileNotFoundError as error:
-        raise DemoError(str(error)) from error
-    # Domains up to 101 use ports below Linux' ephemeral ones; those from 30 on are rarely anybody's.
-    result["ROS_DOMAIN_ID"] = str(random.SystemRandom().randint(30, 101))
-    result.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Humble does not know it and looks further
-    result["PYTHONUNBUFFERED"] = "1"
-    # The children find the same package, also when it runs from a source tree that is not installed.
-    root = str(Path(__file__).resolve().parents[2])
-    result["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in [result.get("PYTHONPATH", ""), root] if p))
-    return result
-
-
-def _die_with_parent() -> None:
-    # PR_SET_PDEATHSIG: a killed demo leaves no node behind. Linux only, and nothing is lost where it fails.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-class _Process:
-    """One child process, its log file, and how to end it."""
-
-    def __init__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, show: bool
-    ) -> None:
-        self.name = name
-        self.log = log
-        self._file: BinaryIO = log.open("wb")
-        # A session of its own: Ctrl-C reaches the demo only, which then ends the children in order.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"hmr_prob_ros.ros.{name}", *arguments],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=None if show else self._file,  # progress bars
-            stderr=self._file,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
-
-    def running(self) -> bool:
-        return self.process.poll() is None
-
-    def end(self, seconds: float) -> int:
-        """Ask the process to finish, wait, and return its exit code; it is killed when it does not."""
-        if self.running():
-            self.process.send_signal(signal.SIGINT)
-        return self.wait(seconds)
-
-    def wait(self, seconds: float) -> int:
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return self.kill()
-
-    def kill(self) -> int:
-        if self.running():
-            self.process.kill()
-        code = self.process.wait()
-        self._file.close()
-        return code
-
-    def fail(self, code: int) -> DemoError:
-        text = self.log.read_text(errors="replace").strip().splitlines() if self.log.is_file() else []
-        return DemoError("\n".join([f"{self.name} ended with exit code {code}", *text[-15:]]), 2 if code == 2 else 1)
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[list[_Process]]:
-    children: list[_Process] = []
-    try:
-        yield children
-    finally:
-        # Asked first: a process killed while it makes shared memory leaves a segment that hangs whoever opens it next.
-        for child in children:
-            if child.running():
-                child.process.send_signal(signal.SIGTERM)
-        for child in reversed(children):
-            child.wait(10)
-            child.kill()
 
 
 def run_demo(
@@ -199,7 +100,7 @@ def run_demo(
         if quiet:
             player, recorder = [*player, "--quiet"], [*recorder, "--quiet"]
         summary = _run(player, node, recorder, Path(out), quiet)
-    except DemoError as error:
+    except ProcessError as error:
         print(f"hmr-prob demo: {error}", file=sys.stderr)
         if not (Path(out) / "demo.json").is_file():  # half a bag cannot be read
             (Path(out) / "demo.mcap").unlink(missing_ok=True)
@@ -216,7 +117,7 @@ def run_demo(
 
 
 def _run(player: list[str], node: list[str], recorder: list[str], out: Path, quiet: bool) -> dict[str, Any]:
-    environment = demo_environment()
+    environment = private_environment()
     remove_broken_segments()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -224,15 +125,15 @@ def _run(player: list[str], node: list[str], recorder: list[str], out: Path, qui
         raise DemoError(f"cannot make the folder {out}: {error.strerror}; choose another one", 2) from error
     for name in ("demo.mp4", "demo.mcap", "demo.json"):  # nothing of an earlier run may pass for this one's
         (out / name).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="hmr_prob_demo_") as folder, _processes() as children:
+    with tempfile.TemporaryDirectory(prefix="hmr_prob_demo_") as folder, child_processes() as children:
         logs = Path(folder)
         environment["ROS_LOG_DIR"] = str(logs)
         say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
         say(f"starting camera player, estimator node and recorder (ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']})")
         started = [
-            _Process("recorder", recorder, environment, logs / "recorder.log", show=not quiet),
-            _Process("estimator_node", node, environment, logs / "node.log", show=False),
-            _Process("camera_player", player, environment, logs / "player.log", show=not quiet),
+            ChildProcess("recorder", recorder, environment, logs / "recorder.log", show=not quiet),
+            ChildProcess("estimator_node", node, environment, logs / "node.log", show=False),
+            ChildProcess("camera_player", player, environment, logs / "player.log", show=not quiet),
         ]
         children += started
         recording, estimating, playing = started
@@ -258,7 +159,7 @@ def _run(player: list[str], node: list[str], recorder: list[str], out: Path, qui
     return json.loads((out / "demo.json").read_text())
 
 
-def _repeat_warnings(child: _Process, say: Callable[[str], None]) -> None:
+def _repeat_warnings(child: ChildProcess, say: Callable[[str], None]) -> None:
     """What a node had to complain about, once each."""
     lines = child.log.read_text(errors="replace").splitlines()
     told = dict.fromkeys(line.partition("]: ")[2] for line in lines if "[WARN]" in line or "[ERROR]" in line)
