@@ -212,7 +212,7 @@ def test_the_node_tells_what_it_runs_and_takes_thresholds(tmp_path: Path) -> Non
         client.wait_for_node()
         header = client.header()
         client.send_info(header)
-        client.spin_until(lambda: False, 0.2)
+        client.diagnosis()  # so that a frame comes and is finished within the next second
         before = len(client.got["diagnostics"])
         client.answer(client.send(photograph(), header))
         values = client.diagnosis(lambda s: s.level == OK and "1 person" in s.message, since=before)[1]
@@ -222,6 +222,7 @@ def test_the_node_tells_what_it_runs_and_takes_thresholds(tmp_path: Path) -> Non
         assert "onnxruntime" in values["engine"]
         assert len(values["body_hash"]) == len(bundle.body_hash)
         assert client.set_parameters({"warn_rate": 1000.0}) == [""]
+        client.diagnosis()
         before = len(client.got["diagnostics"])
         client.answer(client.send(photograph()))
         client.diagnosis(lambda s: s.level == WARN and "below warn_rate (1000)" in s.message, since=before)
